@@ -1,0 +1,212 @@
+//! What one pod gets on one network, as plain values.
+//!
+//! An attachment is known by its [`Owner`]: the three values that every CNI call carries, also the DEL whose
+//! netns and previous result are gone. All names on the node are derived from it, so that nothing else is
+//! needed to find and remove what an ADD made.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use podwire_kernel::MacAddr;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// Who holds an attachment and its addresses: CNI's network name, CNI_CONTAINERID and CNI_IFNAME.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Owner {
+    /// The network's name in its configuration.
+    pub network: String,
+    /// CNI_CONTAINERID.
+    pub container: String,
+    /// CNI_IFNAME, the interface's name in the pod.
+    pub ifname: String,
+}
+
+impl Owner {
+    /// The key under which the store knows this owner.
+    pub fn id(&self) -> OwnerId {
+        let mut hash = Sha256::new();
+        for part in [&self.network, &self.container, &self.ifname] {
+            // The length first: ("ab", "c") and ("a", "bc") are two owners.
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part.as_bytes());
+        }
+        OwnerId(first_16(hash))
+    }
+
+    /// The name of the host's end of this owner's veth: `pw` and 13 hexadecimal digits of the id, 15 bytes,
+    /// the most that the kernel takes (IFNAMSIZ − 1).
+    pub fn link_name(&self) -> String {
+        self.id().link_name()
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of container {} on network {}", self.ifname, self.container, self.network)
+    }
+}
+
+/// 128 bits of SHA-256 over an [`Owner`], written as 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct OwnerId([u8; 16]);
+
+/// 128 bits of SHA-256 over a network's name. Two networks may use one address range, so addresses are
+/// unique within a network, and the name itself may be too long for a link's alias.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NetworkId([u8; 16]);
+
+impl OwnerId {
+    /// See [`Owner::link_name`].
+    pub fn link_name(self) -> String {
+        let digits = self.to_string();
+        format!("pw{}", digits.get(..13).unwrap_or(&digits))
+    }
+}
+
+impl NetworkId {
+    /// The id of the network of that name.
+    pub fn of(network: &str) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(network.as_bytes());
+        Self(first_16(hash))
+    }
+}
+
+fn first_16(hash: Sha256) -> [u8; 16] {
+    let digest = hash.finalize();
+    let mut id = [0; 16];
+    for (to, from) in id.iter_mut().zip(digest.iter()) {
+        *to = *from;
+    }
+    id
+}
+
+macro_rules! hex_id {
+    ($id:ident) => {
+        impl $id {
+            /// The id as stored: 16 bytes.
+            pub fn as_bytes(&self) -> &[u8; 16] {
+                &self.0
+            }
+
+            /// The id of its 16 bytes; `None` for another length.
+            pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+                bytes.try_into().ok().map(Self)
+            }
+        }
+
+        impl fmt::Display for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+
+        impl fmt::Debug for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl From<$id> for String {
+            fn from(id: $id) -> Self {
+                id.to_string()
+            }
+        }
+
+        impl TryFrom<String> for $id {
+            type Error = String;
+
+            fn try_from(text: String) -> Result<Self, String> {
+                let wrong = || format!("{text:?} is not 32 hexadecimal digits");
+                if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+                    return Err(wrong());
+                }
+                let mut id = [0; 16];
+                for (i, byte) in id.iter_mut().enumerate() {
+                    let digits = text.get(2 * i..2 * i + 2).ok_or_else(wrong)?;
+                    *byte = u8::from_str_radix(digits, 16).map_err(|_| wrong())?;
+                }
+                Ok(Self(id))
+            }
+        }
+    };
+}
+hex_id!(OwnerId);
+hex_id!(NetworkId);
+
+/// One address of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PodAddress {
+    /// The address with its subnet's prefix length.
+    pub address: IpNetwork,
+    /// The address's gateway, if it has one.
+    pub gateway: Option<IpAddr>,
+}
+
+/// Whom the pod is for, as a Kubernetes runtime says in CNI_ARGS.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodName {
+    /// K8S_POD_NAMESPACE.
+    pub namespace: String,
+    /// K8S_POD_NAME.
+    pub name: String,
+    /// K8S_POD_UID, empty if the runtime does not say.
+    pub uid: String,
+}
+
+/// What the store keeps of one attachment: all that is needed to judge it, to repair it and to remove it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Whose it is.
+    pub owner: Owner,
+    /// One address for each range set, in their order; none for an L2 attachment.
+    pub addresses: Vec<PodAddress>,
+    /// The pod's end's MAC address, where the configuration asks for one.
+    pub mac: Option<MacAddr>,
+    /// The name of the host's end of the veth; `None` where another plugin makes the interface
+    /// (`podwire-ipam`).
+    pub link: Option<String>,
+    /// The bridge that the veth is a port of.
+    pub bridge: Option<String>,
+    /// CNI_NETNS at ADD.
+    pub netns: String,
+    /// What told that netns from others at ADD; `None` when unknown. See `podwire_kernel::NetnsIdentity`.
+    pub netns_identity: Option<podwire_kernel::NetnsIdentity>,
+    /// The pod, where the runtime named it.
+    pub pod: Option<PodName>,
+    /// The program that asked for the attachment (the calling process's name), so that one runtime's GC
+    /// does not remove another runtime's pods.
+    pub runtime: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(network: &str, container: &str, ifname: &str) -> Owner {
+        Owner { network: network.into(), container: container.into(), ifname: ifname.into() }
+    }
+
+    #[test]
+    fn owners_that_join_to_one_text_differ() {
+        assert_ne!(owner("ab", "c", "eth0").id(), owner("a", "bc", "eth0").id());
+    }
+
+    #[test]
+    fn link_names_fit_the_kernel() {
+        let name = owner("net", "0123456789abcdef", "eth0").link_name();
+        assert_eq!(name.len(), 15);
+        assert!(name.starts_with("pw"));
+    }
+
+    #[test]
+    fn ids_survive_text() {
+        let id = owner("net", "c", "eth0").id();
+        assert_eq!(OwnerId::try_from(id.to_string()), Ok(id));
+        assert!(OwnerId::try_from("00".to_owned()).is_err());
+    }
+}
