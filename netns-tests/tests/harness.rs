@@ -1,0 +1,124 @@
+//! The harness itself, tried with Debian's reference plugins where a plugin is needed.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use podwire_netns_tests::{Lab, LabError, PluginCall, Result, program};
+use serde_json::json;
+
+fn reference_network() -> serde_json::Value {
+    json!({
+        "cniVersion": "1.0.0", "name": "lab", "type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.91.0.0/24"}], [{"subnet": "fd91::/64"}]],
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}
+    })
+}
+
+#[test]
+fn two_pods_of_the_reference_plugins_reach_each_other() -> Result<()> {
+    let lab = Lab::new("reference")?;
+    let node = lab.node("n")?;
+    let network = reference_network();
+    let pods = [node.pod("a")?, node.pod("b")?];
+    for pod in &pods {
+        let result = PluginCall::new("bridge", "ADD")
+            .pod(pod)
+            .stdin(&network)
+            .run(&node)?
+            .ok()?;
+        assert_eq!(result["ips"].as_array().map(Vec::len), Some(2), "{result}");
+    }
+    let there: Vec<IpAddr> = pods[1]
+        .addresses("eth0")?
+        .iter()
+        .filter_map(|address| address.split('/').next()?.parse().ok())
+        .collect();
+    assert_eq!(there.len(), 2);
+    for address in there {
+        pods[0].ping(address)?;
+    }
+    assert_eq!(node.links()?.len(), 3, "the bridge and two veths");
+    for pod in &pods {
+        PluginCall::new("bridge", "DEL")
+            .pod(pod)
+            .stdin(&network)
+            .run(&node)?
+            .ok()?;
+    }
+    assert_eq!(node.links()?, ["cni0"]);
+    assert!(
+        !Path::new("/var/lib/cni/networks/lab").exists(),
+        "leases are the node's own, not the machine's"
+    );
+    Ok(())
+}
+
+#[test]
+fn nothing_of_a_node_outlives_it() -> Result<()> {
+    let lab = Lab::new("gone")?;
+    let node = lab.node("n")?;
+    // A daemon that detached itself, the way containerd's shims do.
+    node.run("setsid", &["--fork", "sleep", "86397"])?
+        .success("start a daemon")?;
+    let alive = || {
+        let found = Command::new("pgrep")
+            .args(["-f", "sleep 86397"])
+            .output()
+            .map_err(LabError::because("run pgrep"))?;
+        Ok::<_, LabError>(found.status.success())
+    };
+    assert!(alive()?);
+    let dir = lab.dir().to_owned();
+    drop(node);
+    assert!(!alive()?, "a daemon outlived its node");
+    drop(lab);
+    assert!(!dir.exists());
+    Ok(())
+}
+
+#[test]
+fn orphans_of_a_node_are_collected() -> Result<()> {
+    let node = Lab::new("orphans")?.node("n")?;
+    node.run("setsid", &["--fork", "sleep", "0.1"])?
+        .success("start an orphan")?;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let processes = node.run("ps", &["-e", "-o", "stat=,args="])?.out();
+        if !processes.contains("sleep") {
+            return Ok(());
+        }
+        assert!(Instant::now() < deadline, "a zombie stays: {processes}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_program_past_its_limit_is_killed() -> Result<()> {
+    let node = Lab::new("limit")?.node("n")?;
+    let done = node.run_with(program("sleep").arg("60"), b"", Duration::from_millis(200))?;
+    assert!(done.timed_out && done.signal() == Some(9), "{done:?}");
+    assert!(done.duration < Duration::from_secs(5));
+    Ok(())
+}
+
+#[test]
+fn a_node_is_cut_off_from_the_machine() -> Result<()> {
+    let node = Lab::new("apart")?.node("n")?;
+    assert_eq!(node.links()?, [""; 0]);
+    node.write("/etc/cni/net.d/10-lab.conf", "x")?;
+    node.write("/var/lib/podwire/x", "x")?;
+    assert!(!Path::new("/etc/cni/net.d/10-lab.conf").exists());
+    assert!(!Path::new("/var/lib/podwire/x").exists());
+    node.set_boot_id("00000000-0000-4000-8000-000000000001")?;
+    let boot = node.run("cat", &["/proc/sys/kernel/random/boot_id"])?.out();
+    assert_eq!(boot.trim(), "00000000-0000-4000-8000-000000000001");
+    let pod = node.pod("p")?;
+    assert_eq!(pod.links()?, [""; 0]);
+    let shown = node.run("ls", &["/run/netns"])?.out();
+    assert_eq!(shown.trim(), "p");
+    pod.delete()?;
+    assert_eq!(node.list("/run/netns"), [""; 0]);
+    Ok(())
+}
