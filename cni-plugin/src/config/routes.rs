@@ -1,0 +1,1 @@
+//! Addresses and routes in JSON, as configurations and results write them.

@@ -1,0 +1,33 @@
+//! Error codes: the specification's, and ours from 100 on, one for each kind of failure.
+
+/// The configuration's version is not supported, or the verb is newer than it.
+pub const INCOMPATIBLE_VERSION: u32 = 1;
+/// A key of the configuration is understood but not supported; the message names key and value.
+pub const UNSUPPORTED_FIELD: u32 = 2;
+/// The container is not known.
+pub const UNKNOWN_CONTAINER: u32 = 3;
+/// A variable of the environment is missing or invalid.
+pub const INVALID_ENVIRONMENT: u32 = 4;
+/// Reading or writing failed.
+pub const IO_FAILURE: u32 = 5;
+/// The input is not JSON, or its version is no version.
+pub const DECODING_FAILURE: u32 = 6;
+/// The configuration is wrong; the message names key and value.
+pub const INVALID_NETWORK_CONFIG: u32 = 7;
+/// CNI_NETNS is no network namespace, or the host's own.
+pub const INVALID_NETNS: u32 = 8;
+/// Nothing is wrong that time does not mend: the runtime should call again.
+pub const TRY_AGAIN_LATER: u32 = 11;
+/// STATUS: the plugin cannot serve ADD.
+pub const NOT_AVAILABLE: u32 = 50;
+/// STATUS: the plugin cannot serve ADD, and existing pods may be limited.
+pub const NOT_AVAILABLE_LIMITED: u32 = 51;
+
+/// The kernel refused a request; the message names it.
+pub const KERNEL: u32 = 100;
+/// CHECK found something that differs from what ADD made; the message names it.
+pub const CHECK_FAILED: u32 = 101;
+/// The IPAM plugin that the configuration names is not in CNI_PATH, or cannot be run.
+pub const DELEGATE_MISSING: u32 = 102;
+/// The IPAM plugin failed without saying why in the protocol's words.
+pub const DELEGATE_FAILED: u32 = 103;
