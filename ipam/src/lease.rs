@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 #[serde(transparent)]
 pub struct BootMillis(pub u64);
 
-/// Where a lease stands. A lease moves down this list and never up; an address is given to another owner only
-/// when its lease is gone.
+/// Where a lease stands. A lease moves down this list and never up, until its owner's next ADD replaces it by a
+/// lease of its own generation; an address is given to another owner only when its lease is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LeaseState {
@@ -49,10 +49,31 @@ pub struct Lease {
     pub generation: u64,
     /// The boot in which it was made (/proc/sys/kernel/random/boot_id). Another boot's leases are dead.
     pub boot_id: String,
+    /// Whether the owner already had a lease when this one was made. Its interface may then still stand, so
+    /// that cancelling this reservation frees nothing; DEL, GC or the sweep does.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub succeeds: bool,
+    /// Addresses of the owner's earlier attachment that this one has no more. They stay held until the new
+    /// interface is up: until then the old one may still answer for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former: Vec<IpAddr>,
     /// When the attachment was first seen without its link or netns; a second look at least 60 s later
     /// releases it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing_since: Option<BootMillis>,
+}
+
+impl Lease {
+    /// Every address that this lease keeps from others: its own and its former ones.
+    pub fn held(&self) -> impl Iterator<Item = IpAddr> {
+        self.attachment.addresses.iter().map(|address| address.address.ip()).chain(self.former.iter().copied())
+    }
+}
+
+/// serde's form of "leave it out when it says nothing".
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// Why an address is not free.

@@ -1,0 +1,103 @@
+//! A lease's way from its reservation to its end.
+
+use std::net::IpAddr;
+
+use podwire_attach::{Attachment, NetworkId, Owner, OwnerId};
+
+use super::Pool;
+use crate::{BootMillis, Change, Hold, Lease, LeaseState, Stale};
+
+impl Pool {
+    /// Plans to record that the interface is up. The addresses of the owner's earlier interface, which is gone
+    /// now, begin to rest. `finished` is the attachment as it was made in the end; its owner and addresses are
+    /// not looked at.
+    ///
+    /// # Errors
+    /// [`Stale`] if the lease is not `Reserved` by that reservation any more.
+    pub fn attached(
+        &self,
+        owner: OwnerId,
+        generation: u64,
+        finished: Option<&Attachment>,
+        now: BootMillis,
+    ) -> Result<Vec<Change>, Stale> {
+        let stale = Stale { owner, generation };
+        let lease = self.lease(owner).filter(|lease| lease.generation == generation).ok_or(stale)?;
+        match lease.state {
+            LeaseState::Reserved => {}
+            LeaseState::Attached => return Ok(Vec::new()),
+            LeaseState::Deleting => return Err(stale),
+        }
+        let mut changes = self.rest(lease, lease.former.iter().copied(), now);
+        let attachment = Attachment {
+            owner: lease.attachment.owner.clone(),
+            addresses: lease.attachment.addresses.clone(),
+            ..finished.unwrap_or(&lease.attachment).clone()
+        };
+        changes.push(Change::PutLease(Box::new(Lease {
+            attachment,
+            state: LeaseState::Attached,
+            succeeds: false,
+            former: Vec::new(),
+            missing_since: None,
+            ..lease.clone()
+        })));
+        Ok(changes)
+    }
+
+    /// Plans to give back what a failed ADD reserved, after it has undone its steps. Nothing happens if that
+    /// reservation is not the newest, has been attached, or took over an earlier lease, whose interface may still
+    /// stand: that one waits for DEL.
+    pub fn cancel(&self, owner: OwnerId, generation: u64, now: BootMillis) -> Vec<Change> {
+        match self.lease(owner) {
+            Some(lease) if lease.generation == generation && lease.state == LeaseState::Reserved && !lease.succeeds => {
+                self.release(lease, now)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Plans to record that DEL has begun; to be committed before the interface is touched. Returns the lease as
+    /// it stands then, or `None` if the owner has none. Its own owner and generation are those to give to
+    /// [`Pool::finish_delete`].
+    pub fn begin_delete(&self, owner: &Owner) -> Option<(Lease, Vec<Change>)> {
+        self.find(owner).map(deleting)
+    }
+
+    /// Plans the end of a lease whose interface is gone; its addresses rest from now on. Nothing happens if the
+    /// lease is not `Deleting`, or if its owner has been given a new one meanwhile.
+    pub fn finish_delete(&self, owner: OwnerId, generation: u64, now: BootMillis) -> Vec<Change> {
+        match self.lease(owner) {
+            Some(lease) if lease.generation == generation && lease.state == LeaseState::Deleting => {
+                self.release(lease, now)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Ends a lease.
+    pub(super) fn release(&self, lease: &Lease, now: BootMillis) -> Vec<Change> {
+        let mut changes = self.rest(lease, lease.held(), now);
+        changes.push(Change::RemoveLease(lease.attachment.owner.id()));
+        changes
+    }
+
+    /// Lays to rest those of the addresses that are this lease's: a damaged store may say otherwise.
+    fn rest(&self, lease: &Lease, addresses: impl Iterator<Item = IpAddr>, now: BootMillis) -> Vec<Change> {
+        let owner = &lease.attachment.owner;
+        let (network, id) = (NetworkId::of(&owner.network), owner.id());
+        addresses
+            .filter(|address| self.hold(network, *address) == Some(Hold::Leased(id)))
+            .map(|address| Change::PutAddress(network, address, Hold::Resting(now)))
+            .collect()
+    }
+}
+
+/// The lease once its DEL has begun, and what that changes.
+pub(super) fn deleting(lease: &Lease) -> (Lease, Vec<Change>) {
+    if lease.state == LeaseState::Deleting {
+        return (lease.clone(), Vec::new());
+    }
+    let lease = Lease { state: LeaseState::Deleting, missing_since: None, ..lease.clone() };
+    (lease.clone(), vec![Change::PutLease(Box::new(lease))])
+}
