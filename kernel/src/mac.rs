@@ -88,7 +88,14 @@ mod tests {
         let mac: MacAddr = "0a:97:b8:BE:96:51".parse().expect("valid");
         assert_eq!(mac.to_string(), "0a:97:b8:be:96:51");
         assert_eq!("0a-97-b8-be-96-51".parse(), Ok(mac));
-        for wrong in ["", "0a:97:b8:be:96", "0a:97:b8:be:96:51:00", "+a:97:b8:be:96:51", "0a97b8be9651", "zz:97:b8:be:96:51"] {
+        for wrong in [
+            "",
+            "0a:97:b8:be:96",
+            "0a:97:b8:be:96:51:00",
+            "+a:97:b8:be:96:51",
+            "0a97b8be9651",
+            "zz:97:b8:be:96:51",
+        ] {
             assert!(wrong.parse::<MacAddr>().is_err(), "{wrong}");
         }
     }

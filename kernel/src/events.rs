@@ -1,0 +1,147 @@
+//! What changes in the kernel, as it changes, for programs on tokio.
+//!
+//! Written on a socket and this crate's decoder, not on the `rtnetlink` crate's monitor: that one drops a message
+//! that it cannot decode without a word, and a removal that is never heard of would leave a DEL waiting; and its queue
+//! has no bound.
+
+use std::collections::VecDeque;
+use std::io;
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::io::unix::AsyncFd;
+
+use crate::addr::Address;
+use crate::error::{Error, Result};
+use crate::link::Link;
+use crate::reply::{Body, parse_replies};
+use crate::route::Route;
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A link is new or has changed.
+    Link(Box<Link>),
+    /// A link is gone from this namespace: removed, or moved to another.
+    LinkRemoved {
+        /// The index that it had.
+        index: u32,
+        /// The name that it had.
+        name: String,
+    },
+    /// An address is new or has changed.
+    Address(Address),
+    /// An address is gone.
+    AddressRemoved(Address),
+    /// A route is new or has changed.
+    Route(Box<Route>),
+    /// A route is gone. The kernel does not say so for the IPv4 routes of a link that goes down.
+    RouteRemoved(Box<Route>),
+    /// Events were lost, or could not be understood: read everything again.
+    Overrun,
+}
+
+/// Which changes to hear of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Topics {
+    /// Links.
+    pub links: bool,
+    /// Addresses of both families.
+    pub addresses: bool,
+    /// Routes of both families.
+    pub routes: bool,
+}
+
+impl Topics {
+    /// Links alone.
+    pub const LINKS: Self = Self { links: true, addresses: false, routes: false };
+    /// Everything.
+    pub const ALL: Self = Self { links: true, addresses: true, routes: true };
+
+    /// RTNLGRP_* of linux/rtnetlink.h.
+    fn groups(self) -> impl Iterator<Item = u32> {
+        let groups =
+            [(self.links, 1), (self.addresses, 5), (self.addresses, 9), (self.routes, 7), (self.routes, 11)];
+        groups.into_iter().filter(|(wanted, _)| *wanted).map(|(_, group)| group)
+    }
+}
+
+/// A stream of changes in one network namespace.
+#[derive(Debug)]
+pub struct Events {
+    socket: AsyncFd<Socket>,
+    buffer: Vec<u8>,
+    queue: VecDeque<Event>,
+}
+
+impl Events {
+    /// Starts to listen in the calling thread's network namespace, inside a tokio runtime with I/O enabled. What
+    /// changes after this call is heard, so read the state after it.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    ///
+    /// # Panics
+    /// Outside of such a runtime.
+    pub fn open(topics: Topics) -> Result<Self> {
+        let failed = |e: io::Error| Error::io("listen for events", "", &e);
+        let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed)?;
+        socket.bind(&SocketAddr::new(0, 0)).map_err(failed)?;
+        // Room for a node's worth of pods at once; without the right to it the kernel's default stays.
+        let _ = setsockopt(&socket, sockopt::RcvBufForce, &(4 << 20));
+        for group in topics.groups() {
+            socket.add_membership(group).map_err(failed)?;
+        }
+        socket.set_non_blocking(true).map_err(failed)?;
+        // SAFETY: the socket owns its descriptor, always names the same one, and is neither closed nor taken out
+        // before the AsyncFd is dropped.
+        let socket = unsafe { AsyncFd::register(socket) }.map_err(|e| failed(e.into()))?;
+        Ok(Self { socket, buffer: Vec::with_capacity(32 * 1024), queue: VecDeque::new() })
+    }
+
+    /// The next change. May be dropped while it waits and called again: nothing is lost.
+    ///
+    /// # Errors
+    /// The socket failed; open another and read everything again.
+    pub async fn next(&mut self) -> Result<Event> {
+        loop {
+            if let Some(event) = self.queue.pop_front() {
+                return Ok(event);
+            }
+            let failed = |e: io::Error| Error::io("receive events", "", &e);
+            let mut ready = self.socket.readable().await.map_err(failed)?;
+            self.buffer.clear();
+            match ready.get_inner().recv_from(&mut self.buffer, libc::MSG_TRUNC) {
+                // Another process's datagram.
+                Ok((_, sender)) if sender.port_number() != 0 => {}
+                Ok((length, _)) if length > self.buffer.len() => {
+                    self.buffer.reserve(length);
+                    self.queue.push_back(Event::Overrun);
+                }
+                Ok(_) => self.queue.extend(parse_replies(&self.buffer).filter_map(|reply| event(reply.body))),
+                Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)) {
+                    Errno::EAGAIN => ready.clear_ready(),
+                    Errno::EINTR => {}
+                    Errno::ENOBUFS => self.queue.push_back(Event::Overrun),
+                    _ => return Err(failed(error)),
+                },
+            }
+        }
+    }
+}
+
+fn event(body: Body) -> Option<Event> {
+    match body {
+        Body::Link(link) => Some(Event::Link(link)),
+        Body::LinkRemoved(link) => Some(Event::LinkRemoved { index: link.index, name: link.name }),
+        Body::Address(address) => Some(Event::Address(address)),
+        Body::AddressRemoved(address) => Some(Event::AddressRemoved(address)),
+        Body::Route(route) => Some(Event::Route(route)),
+        Body::RouteRemoved(route) => Some(Event::RouteRemoved(route)),
+        Body::Overrun | Body::Malformed => Some(Event::Overrun),
+        Body::Ack | Body::Done | Body::Failure { .. } | Body::Other => None,
+    }
+}

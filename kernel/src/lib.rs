@@ -1,0 +1,32 @@
+//! What podwire asks of the Linux kernel about networking: links, addresses and routes over netlink, network
+//! namespaces, sysctls and events. No other crate of the workspace makes network system calls or contains
+//! `unsafe`.
+//!
+//! Requests are values ([`Request`]); [`Netlink::apply`] sends up to 200 of them in one system call. All of it is
+//! synchronous and acts in the network namespace of the calling thread; [`Netns::run`] is the one way into another.
+//! The `events` feature adds a stream of changes for programs that run on tokio.
+//!
+//! Replies are decoded here and not by `netlink-packet-route`, whose decoder refuses a whole message when one
+//! attribute has a length it does not know: a newer kernel must not make a pod undeletable.
+
+pub mod addr;
+pub mod clock;
+pub mod detached;
+mod error;
+#[cfg(feature = "events")]
+pub mod events;
+pub mod link;
+mod mac;
+mod netlink;
+mod netns;
+mod reply;
+pub mod route;
+pub mod sysctl;
+
+pub use addr::Family;
+pub use error::{Error, Result};
+pub use mac::{MacAddr, MacParseError};
+pub use netlink::{Netlink, Request};
+pub use netns::{Netns, NetnsError, NetnsIdentity};
+#[doc(hidden)]
+pub use reply::{Body, Reply, parse_replies};

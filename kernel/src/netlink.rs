@@ -1,0 +1,441 @@
+//! A synchronous rtnetlink socket.
+//!
+//! Requests travel many to one `send`, and only the last asks for an acknowledgement: the kernel has dealt with all
+//! of them when `send` returns, it reports failures in any case, and a thousand acknowledgements would overflow the
+//! socket's buffer.
+
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkSerializable,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use crate::addr::{self, Address};
+use crate::error::{Error, Result};
+use crate::link::{self, Link, LinkRef};
+use crate::reply::{Body, parse_replies};
+use crate::route::{self, Route, RouteFilter};
+
+/// The most requests in one send. 200 failures, each with its text, fit the default receive buffer.
+const BATCH: usize = 200;
+
+/// How long an answer may take. The kernel answers within `send`, so this ends only what is broken.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often a dump is taken again because the tables changed meanwhile.
+const DUMP_ATTEMPTS: u32 = 20;
+
+/// The kernel makes a dump's datagrams as large as the reader's buffer, up to this.
+const DATAGRAM: usize = 32 * 1024;
+
+/// The length of `struct nlmsghdr`.
+const NLMSG_HEADER: usize = 16;
+
+/// One request to the kernel: a message and the words for its error. Made by [`link`], [`addr`] and [`route`],
+/// carried out by [`Netlink::apply`]. It may name an open file, which then outlives it.
+#[derive(Clone)]
+pub struct Request<'fd> {
+    kind: u16,
+    flags: u16,
+    payload: Vec<u8>,
+    op: &'static str,
+    object: String,
+    netns: PhantomData<BorrowedFd<'fd>>,
+}
+
+impl Request<'_> {
+    /// Makes an object; one of that name must not be there (EEXIST).
+    pub(crate) fn create(op: &'static str, object: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+        Self { flags: NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK, ..Self::change(op, object, message) }
+    }
+
+    /// Makes an object or takes the place of the one that is there.
+    pub(crate) fn replace(op: &'static str, object: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+        Self { flags: NLM_F_CREATE | NLM_F_REPLACE | NLM_F_ACK, ..Self::change(op, object, message) }
+    }
+
+    /// Changes or removes an object.
+    pub(crate) fn change(op: &'static str, object: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+        let mut payload = vec![0; message.buffer_len()];
+        message.serialize(&mut payload);
+        Self {
+            kind: message.message_type(),
+            flags: NLM_F_ACK,
+            payload,
+            op,
+            object: object.into(),
+            netns: PhantomData,
+        }
+    }
+
+    /// Asks for one object. It is its own answer: an acknowledgement would cost another receive.
+    pub(crate) fn query(op: &'static str, object: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+        Self { flags: 0, ..Self::change(op, object, message) }
+    }
+
+    fn dump(op: &'static str, object: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+        Self { flags: NLM_F_DUMP, ..Self::change(op, object, message) }
+    }
+
+    fn error(&self, errno: Errno) -> Error {
+        Error::new(self.op, self.object.as_str(), errno)
+    }
+}
+
+impl fmt::Display for Request<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.op, self.object)
+    }
+}
+
+impl fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request").field("op", &self.op).field("object", &self.object).finish_non_exhaustive()
+    }
+}
+
+/// A netlink socket in the network namespace in which it was opened, wherever its thread goes later.
+///
+/// After an error of the socket itself (ETIMEDOUT, ENOBUFS, EMSGSIZE) the state must be read again, through a new
+/// socket: a dump may still be under way in the old one.
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+    outgoing: Vec<u8>,
+    incoming: Vec<u8>,
+}
+
+impl Netlink {
+    /// Opens a NETLINK_ROUTE socket in the calling thread's network namespace: strict filters, errors with the
+    /// kernel's words, answers awaited for 5 s at most.
+    ///
+    /// # Errors
+    /// The socket cannot be made (EMFILE, ENOMEM), or the kernel is older than 4.20 (ENOPROTOOPT).
+    pub fn open() -> Result<Self> {
+        let failed = |e: io::Error| Error::io("open netlink socket", "", &e);
+        let socket = Socket::new(NETLINK_ROUTE).map_err(failed)?;
+        // A connected netlink socket takes datagrams from its peer alone, here the kernel.
+        socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
+        socket.set_ext_ack(true).map_err(failed)?;
+        socket.set_cap_ack(true).map_err(failed)?;
+        socket.set_netlink_get_strict_chk(true).map_err(failed)?;
+        let patience = TimeVal::seconds(PATIENCE.as_secs().try_into().unwrap_or(5));
+        setsockopt(&socket, sockopt::ReceiveTimeout, &patience).map_err(|e| failed(e.into()))?;
+        Ok(Self { socket, sequence: 0, outgoing: Vec::new(), incoming: Vec::with_capacity(DATAGRAM) })
+    }
+
+    /// The cookie of the socket's network namespace (SO_NETNS_COOKIE): never given twice within one boot. `None`
+    /// before Linux 5.14.
+    pub fn netns_cookie(&self) -> Option<u64> {
+        crate::netns::cookie(self.socket.as_fd())
+    }
+
+    /// Carries out the requests in their order, up to 200 in one send.
+    ///
+    /// # Errors
+    /// The first request that failed, with its `index`. **The kernel runs the rest all the same**, so a request
+    /// must do no harm when an earlier one failed. For an error of the socket itself see [`Netlink`].
+    pub fn apply(&mut self, requests: &[Request<'_>]) -> Result<()> {
+        let mut first = Ok(());
+        for (i, batch) in requests.chunks(BATCH).enumerate() {
+            let batch: Vec<_> = batch.iter().collect();
+            let result = self.exchange(&batch, &mut |_| ());
+            let result = result.map(drop).map_err(|mut error| {
+                error.index = error.index.map(|index| index + i * BATCH);
+                error
+            });
+            first = first.and(result);
+        }
+        first
+    }
+
+    /// [`Netlink::apply`], then the link as it is afterwards: in the same send, for no further system call.
+    ///
+    /// # Errors
+    /// As [`Netlink::apply`]; a missing link is `Ok(None)` only if all requests succeeded.
+    pub fn apply_then_link(&mut self, requests: &[Request<'_>], link: LinkRef<'_>) -> Result<Option<Link>> {
+        let keep = requests.len().min(BATCH - 1);
+        let (before, last) = requests.split_at(requests.len() - keep);
+        self.apply(before)?;
+        let query = link::query(link, None);
+        let batch: Vec<_> = last.iter().chain([&query]).collect();
+        let mut found = None;
+        let result = self.exchange(&batch, &mut |body| {
+            if let Body::Link(link) = body {
+                found = Some(*link);
+            }
+        });
+        match result {
+            Ok(_) => Ok(found),
+            Err(error) if error.index == Some(keep) && error.is_missing() => Ok(None),
+            Err(mut error) => {
+                error.index = error.index.map(|index| index + before.len());
+                Err(error)
+            }
+        }
+    }
+
+    /// The link of that index or name; `None` if there is none.
+    ///
+    /// # Errors
+    /// A failure other than the link's absence.
+    pub fn link(&mut self, link: LinkRef<'_>) -> Result<Option<Link>> {
+        self.one_link(link::query(link, None))
+    }
+
+    /// The link of that index or name in the network namespace that has `nsid` here (see [`Link::peer_nsid`]).
+    ///
+    /// # Errors
+    /// A failure other than the link's absence; EINVAL if no namespace has that id.
+    pub fn peer_link(&mut self, nsid: i32, link: LinkRef<'_>) -> Result<Option<Link>> {
+        self.one_link(link::query(link, Some(nsid)))
+    }
+
+    fn one_link(&mut self, query: Request<'_>) -> Result<Option<Link>> {
+        let mut found = None;
+        let mut ask = || {
+            self.exchange(&[&query], &mut |body| {
+                if let Body::Link(link) = body {
+                    found = Some(*link);
+                }
+            })
+        };
+        // The buffer has grown to the answer's length.
+        let result =
+            ask().or_else(|error| if error.errno == Errno::EMSGSIZE as i32 { ask() } else { Err(error) });
+        match result {
+            Ok(_) => Ok(found),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(Error { index: None, ..error }),
+        }
+    }
+
+    /// All links.
+    ///
+    /// # Errors
+    /// The dump failed, or the links kept changing while they were read (EAGAIN).
+    pub fn links(&mut self) -> Result<Vec<Link>> {
+        let query = Request::dump("list links", "", RouteNetlinkMessage::GetLink(link::dump_message()));
+        self.dump(query, |body| match body {
+            Body::Link(link) => Some(*link),
+            _ => None,
+        })
+    }
+
+    /// The addresses of one link, or of all links. None if the link is missing.
+    ///
+    /// # Errors
+    /// As [`Netlink::links`].
+    pub fn addresses(&mut self, ifindex: Option<u32>) -> Result<Vec<Address>> {
+        self.address_dump(addr::dump_message(ifindex, None), ifindex)
+    }
+
+    /// The addresses of one link in the network namespace that has `nsid` here (IFA_TARGET_NETNSID); 0 for all its
+    /// links.
+    ///
+    /// # Errors
+    /// As [`Netlink::links`]; EINVAL if no namespace has that id.
+    pub fn peer_addresses(&mut self, nsid: i32, ifindex: u32) -> Result<Vec<Address>> {
+        let ifindex = Some(ifindex).filter(|index| *index != 0);
+        self.address_dump(addr::dump_message(ifindex, Some(nsid)), ifindex)
+    }
+
+    fn address_dump(
+        &mut self,
+        message: netlink_packet_route::address::AddressMessage,
+        ifindex: Option<u32>,
+    ) -> Result<Vec<Address>> {
+        let object = ifindex.map(|index| format!("of link {index}")).unwrap_or_default();
+        let query = Request::dump("list addresses", object, RouteNetlinkMessage::GetAddress(message));
+        let result = self.dump(query, |body| match body {
+            Body::Address(address) if ifindex.is_none_or(|index| index == address.ifindex) => Some(address),
+            _ => None,
+        });
+        result.or_else(|error| if error.is_missing() { Ok(Vec::new()) } else { Err(error) })
+    }
+
+    /// The routes that the filter lets through. None if the table is missing.
+    ///
+    /// # Errors
+    /// As [`Netlink::links`].
+    pub fn routes(&mut self, filter: &RouteFilter) -> Result<Vec<Route>> {
+        let query =
+            Request::dump("list routes", "", RouteNetlinkMessage::GetRoute(route::dump_message(filter)));
+        let result = self.dump(query, |body| match body {
+            Body::Route(route) if filter.admits(&route) => Some(*route),
+            _ => None,
+        });
+        result.or_else(|error| if error.is_missing() { Ok(Vec::new()) } else { Err(error) })
+    }
+
+    fn dump<T>(&mut self, query: Request<'_>, pick: impl Fn(Body) -> Option<T>) -> Result<Vec<T>> {
+        for attempt in 0..DUMP_ATTEMPTS {
+            if attempt > 0 {
+                pause(attempt);
+            }
+            let mut found = Vec::new();
+            let whole = self
+                .exchange(&[&query], &mut |body| found.extend(pick(body)))
+                .map_err(|error| Error { index: None, ..error })?;
+            if whole {
+                return Ok(found);
+            }
+        }
+        Err(query.error(Errno::EAGAIN).with("the tables kept changing while they were read"))
+    }
+
+    /// Sends the requests as one datagram and hands out what the answers carry. `false`: the tables changed while
+    /// they were dumped.
+    fn exchange(&mut self, requests: &[&Request<'_>], take: &mut dyn FnMut(Body)) -> Result<bool> {
+        let Some(last) = requests.last() else {
+            return Ok(true);
+        };
+        let first_sequence = self.sequence.wrapping_add(1);
+        self.serialize(requests);
+        let last_sequence = self.sequence;
+        let dump = last.flags & NLM_F_DUMP == NLM_F_DUMP;
+        self.send().map_err(|errno| last.error(errno))?;
+
+        let mut failure: Option<Error> = None;
+        let mut whole = true;
+        loop {
+            match self.receive() {
+                Ok(()) => {}
+                // The dump goes on behind the gap.
+                Err(Errno::ENOBUFS | Errno::EMSGSIZE) if dump => {
+                    whole = false;
+                    continue;
+                }
+                Err(errno) => return Err(last.error(errno).with(lost_answer(errno))),
+            }
+            for reply in parse_replies(&self.incoming) {
+                if reply.body == Body::Malformed {
+                    return Err(last.error(Errno::EPROTO).with("the kernel's answer cannot be read"));
+                }
+                // Another number is left over from an exchange that was given up.
+                let index = reply.sequence.wrapping_sub(first_sequence) as usize;
+                let Some(request) = requests.get(index) else {
+                    continue;
+                };
+                let is_last = reply.sequence == last_sequence;
+                whole &= !reply.interrupted;
+                match reply.body {
+                    Body::Failure { errno, detail } => {
+                        if failure.is_none() {
+                            let error = Error { errno, detail, ..request.error(Errno::EIO) };
+                            failure = Some(Error { index: Some(index), ..error });
+                        }
+                        if is_last {
+                            return failure.map_or(Ok(whole), Err);
+                        }
+                    }
+                    Body::Ack | Body::Done => {
+                        if is_last {
+                            return failure.map_or(Ok(whole), Err);
+                        }
+                    }
+                    Body::Overrun if dump => whole = false,
+                    Body::Overrun => {
+                        return Err(last.error(Errno::ENOBUFS).with(lost_answer(Errno::ENOBUFS)));
+                    }
+                    body => {
+                        take(body);
+                        // The answer to a query for one object is not followed by anything.
+                        if is_last && !reply.multi {
+                            return failure.map_or(Ok(whole), Err);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn serialize(&mut self, requests: &[&Request<'_>]) {
+        self.outgoing.clear();
+        for (i, request) in requests.iter().enumerate() {
+            self.sequence = self.sequence.wrapping_add(1);
+            let mut flags = NLM_F_REQUEST | request.flags;
+            if i + 1 < requests.len() {
+                flags &= !NLM_F_ACK;
+            }
+            // struct nlmsghdr; port 0 lets the kernel fill in ours.
+            let length = u32::try_from(NLMSG_HEADER + request.payload.len()).unwrap_or(u32::MAX);
+            self.outgoing.extend_from_slice(&length.to_ne_bytes());
+            self.outgoing.extend_from_slice(&request.kind.to_ne_bytes());
+            self.outgoing.extend_from_slice(&flags.to_ne_bytes());
+            self.outgoing.extend_from_slice(&self.sequence.to_ne_bytes());
+            self.outgoing.extend_from_slice(&0_u32.to_ne_bytes());
+            self.outgoing.extend_from_slice(&request.payload);
+            self.outgoing.resize(self.outgoing.len().next_multiple_of(4), 0);
+        }
+    }
+
+    fn send(&self) -> Result<(), Errno> {
+        loop {
+            match self.socket.send(&self.outgoing, 0) {
+                Ok(_) => return Ok(()),
+                Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)) {
+                    Errno::EINTR => {}
+                    errno => return Err(errno),
+                },
+            }
+        }
+    }
+
+    /// One datagram of the kernel's into `incoming`.
+    fn receive(&mut self) -> Result<(), Errno> {
+        loop {
+            self.incoming.clear();
+            match self.socket.recv_from(&mut self.incoming, libc::MSG_TRUNC) {
+                Ok((_, sender)) if sender.port_number() != 0 => {}
+                Ok((length, _)) if length > self.incoming.len() => {
+                    self.incoming.reserve(length);
+                    return Err(Errno::EMSGSIZE);
+                }
+                Ok(_) => return Ok(()),
+                Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)) {
+                    Errno::EINTR => {}
+                    Errno::EAGAIN => return Err(Errno::ETIMEDOUT),
+                    errno => return Err(errno),
+                },
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Netlink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Netlink").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the kernel does not say when its tables have come to rest")]
+fn pause(attempt: u32) {
+    std::thread::sleep(Duration::from_millis(attempt.into()));
+}
+
+fn lost_answer(errno: Errno) -> &'static str {
+    match errno {
+        Errno::ETIMEDOUT => "the kernel did not answer within 5 s",
+        Errno::ENOBUFS => "the kernel's answer was lost; the request may have been carried out",
+        Errno::EMSGSIZE => "the kernel's answer is larger than the buffer; ask again",
+        _ => "the kernel's answer could not be received",
+    }
+}
+
+/// How a request names a destination in its error.
+pub(crate) fn network_text(network: IpNetwork) -> String {
+    if network.prefix() == 0 { "default".to_owned() } else { network.to_string() }
+}

@@ -1,0 +1,1 @@
+//! Replies as the kernel writes them, and replies that no kernel wrote.
