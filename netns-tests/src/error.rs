@@ -17,10 +17,7 @@ pub type Result<T> = std::result::Result<T, LabError>;
 impl LabError {
     /// An error without a cause of its own.
     pub fn new(what: impl Into<String>) -> Self {
-        Self {
-            what: what.into(),
-            source: None,
-        }
+        Self { what: what.into(), source: None }
     }
 
     /// `what` failed because of `source`. For `map_err(LabError::because("mount …"))`.
@@ -29,10 +26,7 @@ impl LabError {
         E: Into<Box<dyn Error + Send + Sync>>,
     {
         let what = what.into();
-        move |source| Self {
-            what,
-            source: Some(source.into()),
-        }
+        move |source| Self { what, source: Some(source.into()) }
     }
 }
 

@@ -11,11 +11,18 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("podwire runs on Linux only");
 
+pub mod cases;
+pub mod containerd;
+pub mod cri;
 mod error;
+pub mod image;
+pub mod network;
+pub mod newer;
 mod netns;
 mod node;
 mod plugin;
 mod pod;
+pub mod podman;
 mod process;
 
 pub use error::{LabError, Result};
@@ -23,4 +30,4 @@ pub use netns::Netns;
 pub use node::{Lab, Node, NodeOptions, dist_dir};
 pub use plugin::{Answer, PluginCall, uses_reference};
 pub use pod::Pod;
-pub use process::{Finished, LIMIT, finish, program};
+pub use process::{Finished, LIMIT, finish, program, wait_for};

@@ -16,11 +16,11 @@ impl Netns {
     ///
     /// # Errors
     /// Without CAP_SYS_ADMIN.
+    #[expect(clippy::disallowed_methods, reason = "on a thread that ends")]
     pub fn create() -> Result<Self> {
         on_a_thread(|| {
-            unshare(CloneFlags::CLONE_NEWNET).map_err(LabError::because(
-                "create a network namespace (the tests need root)",
-            ))?;
+            unshare(CloneFlags::CLONE_NEWNET)
+                .map_err(LabError::because("create a network namespace (the tests need root)"))?;
             Self::current()
         })
     }
@@ -37,6 +37,7 @@ impl Netns {
 
     /// Runs `f` in this namespace on a thread of its own, in the machine's own mount namespace. Programs
     /// started and sockets opened by `f` are in the namespace; sockets stay there.
+    #[expect(clippy::disallowed_methods, reason = "on a thread that ends")]
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
         on_a_thread(|| {
             setns(&self.0, CloneFlags::CLONE_NEWNET)

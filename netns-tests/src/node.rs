@@ -9,6 +9,8 @@
 //!    even by SIGKILL, the pipe closes, init ends, and the kernel ends every process of the node with it:
 //!    containerd, its shims, the pods. That leaves nothing that holds the other namespaces.
 
+mod layout;
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
@@ -18,7 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::Value;
 
@@ -26,9 +28,6 @@ use crate::error::{LabError, Result};
 use crate::netns::{Netns, on_a_thread};
 use crate::pod::Pod;
 use crate::process::{Finished, LIMIT, finish, program};
-
-/// Where Debian puts the reference plugins.
-const REFERENCE: &str = "/usr/lib/cni";
 
 /// Where a node keeps what the harness needs and the runtimes do not look at.
 const STAGE: &str = "/run/.lab";
@@ -58,16 +57,10 @@ impl Lab {
     /// If there is no room for its directory, or the caller is not root.
     pub fn new(name: &str) -> Result<Self> {
         if !nix::unistd::geteuid().is_root() {
-            return Err(LabError::new(
-                "the tests make namespaces and mounts: run them as root",
-            ));
+            return Err(LabError::new("the tests make namespaces and mounts: run them as root"));
         }
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "{name}-{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
+        let name = format!("{name}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         // Not /tmp: that is often a tmpfs, and what is kept here is kept here for its fdatasync.
         let dir = tempfile::Builder::new()
             .prefix(&format!("podwire-{name}-"))
@@ -111,6 +104,8 @@ pub struct NodeOptions {
     pub on_disk: Vec<PathBuf>,
     /// Tmpfs of a limited size, such as `("/var/lib/podwire", 65536)` for a disk that is full.
     pub small: Vec<(PathBuf, u64)>,
+    /// Directories of the machine that are seen in the node too: outside, inside.
+    pub shared: Vec<(PathBuf, PathBuf)>,
     /// Leave /opt/cni/bin empty instead of linking podwire and Debian's reference plugins there.
     pub no_plugins: bool,
 }
@@ -139,27 +134,19 @@ struct Anchor {
 const INIT: &str = "mount -t proc proc /proc && ip link set lo up && echo ready && read -r _";
 
 impl Node {
+    #[expect(clippy::disallowed_methods, reason = "on a thread that ends")]
     fn create(lab: &Lab, name: &str, options: &NodeOptions) -> Result<Self> {
         let full = format!("{}-{name}", lab.name());
         let (netns, mounts, mut process) = on_a_thread(|| -> Result<_> {
-            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).map_err(
-                LabError::because("create a mount and a network namespace (the tests need root)"),
-            )?;
+            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
+                .map_err(LabError::because("create a mount and a network namespace (the tests need root)"))?;
             let netns = Netns::current()?;
             let mounts: OwnedFd = File::open("/proc/thread-self/ns/mnt")
                 .map_err(LabError::because("open /proc/thread-self/ns/mnt"))?
                 .into();
-            lay_out(lab, options)?;
+            layout::lay_out(lab, options)?;
             let process = Command::new("unshare")
-                .args([
-                    "--pid",
-                    "--fork",
-                    "--kill-child=SIGKILL",
-                    "--",
-                    "bash",
-                    "-c",
-                    INIT,
-                ])
+                .args(["--pid", "--fork", "--kill-child=SIGKILL", "--", "bash", "-c", INIT])
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
@@ -170,9 +157,7 @@ impl Node {
         let leash = process.stdin.take();
         let mut line = String::new();
         if let Some(out) = process.stdout.take() {
-            BufReader::new(out)
-                .read_line(&mut line)
-                .map_err(LabError::because("read from a node's init"))?;
+            BufReader::new(out).read_line(&mut line).map_err(LabError::because("read from a node's init"))?;
         }
         if line.trim() != "ready" {
             let mut why = String::new();
@@ -181,10 +166,7 @@ impl Node {
                 let _ = err.read_to_string(&mut why);
             }
             let _ = process.wait();
-            return Err(LabError::new(format!(
-                "the init of node {full} did not start: {}",
-                why.trim()
-            )));
+            return Err(LabError::new(format!("the init of node {full} did not start: {}", why.trim())));
         }
         let anchor_pid = process.id();
         let pids = File::open(format!("/proc/{anchor_pid}/ns/pid_for_children"))
@@ -254,13 +236,9 @@ impl Node {
 
     /// The names in a directory of the node, sorted; empty where there is no such directory.
     pub fn list(&self, inside: impl AsRef<Path>) -> Vec<String> {
-        let entries = fs::read_dir(self.path(inside))
-            .into_iter()
-            .flatten()
-            .flatten();
-        let mut names: Vec<_> = entries
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect();
+        let entries = fs::read_dir(self.path(inside)).into_iter().flatten().flatten();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         names
     }
@@ -276,11 +254,8 @@ impl Node {
             &temporary,
             serde_json::to_vec_pretty(conflist).map_err(LabError::because("print a conflist"))?,
         )?;
-        fs::rename(
-            self.path(&temporary),
-            self.path(format!("/etc/cni/net.d/{name}")),
-        )
-        .map_err(LabError::because(format!("rename a conflist to {name}")))
+        fs::rename(self.path(&temporary), self.path(format!("/etc/cni/net.d/{name}")))
+            .map_err(LabError::because(format!("rename a conflist to {name}")))
     }
 
     /// Runs `f` in the node's network namespace, with the machine's own files: for sockets and for looking.
@@ -310,13 +285,8 @@ impl Node {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn(&self, command: &mut Command) -> Result<Child> {
-        let what = format!(
-            "start {} in {}",
-            command.get_program().to_string_lossy(),
-            self.0.name
-        );
-        self.enter(|| command.spawn())?
-            .map_err(LabError::because(what))
+        let what = format!("start {} in {}", command.get_program().to_string_lossy(), self.0.name);
+        self.enter(|| command.spawn())?.map_err(LabError::because(what))
     }
 
     /// Runs a program inside the node to its end.
@@ -331,12 +301,7 @@ impl Node {
     ///
     /// # Errors
     /// If it cannot be started; how it ends is in the result.
-    pub fn run_with(
-        &self,
-        command: &mut Command,
-        stdin: &[u8],
-        limit: Duration,
-    ) -> Result<Finished> {
+    pub fn run_with(&self, command: &mut Command, stdin: &[u8], limit: Duration) -> Result<Finished> {
         let began = Instant::now();
         finish(self.spawn(command)?, stdin, began, limit)
     }
@@ -363,11 +328,7 @@ impl Node {
     /// If the namespace or its mount cannot be made.
     pub fn pod(&self, name: &str) -> Result<Pod> {
         let count = self.0.pods.fetch_add(1, Ordering::Relaxed);
-        let name = if name.is_empty() {
-            format!("pod{count}")
-        } else {
-            name.to_owned()
-        };
+        let name = if name.is_empty() { format!("pod{count}") } else { name.to_owned() };
         Pod::create(self, &name)
     }
 
@@ -377,27 +338,31 @@ impl Node {
     /// # Errors
     /// If the file cannot be mounted over.
     pub fn set_boot_id(&self, boot_id: &str) -> Result<()> {
-        let file = format!(
-            "{STAGE}/boot-id-{}",
-            self.0.pods.fetch_add(1, Ordering::Relaxed)
-        );
+        let file = format!("{STAGE}/boot-id-{}", self.0.pods.fetch_add(1, Ordering::Relaxed));
         self.write(&file, format!("{boot_id}\n"))?;
-        self.enter(|| bind(&file, "/proc/sys/kernel/random/boot_id"))?
+        self.enter(|| layout::bind(&file, "/proc/sys/kernel/random/boot_id"))?
     }
 
-    pub(crate) fn inner_mounts(&self) -> &OwnedFd {
-        &self.0.mounts
+    /// Mounts the calling thread's network namespace on a file of the node. The thread must be about to end.
+    pub(crate) fn bind_netns(&self, file: &str) -> Result<()> {
+        enter_mounts(&self.0.mounts)?;
+        // Not the node's own /proc: that does not have this thread in it.
+        layout::bind(format!("{STAGE}/proc/thread-self/ns/net"), file)
     }
 
-    pub(crate) fn stage() -> &'static str {
-        STAGE
+    /// Unmounts a file of the node and removes it. The calling thread must be about to end.
+    pub(crate) fn unmount(&self, file: &Path) -> Result<()> {
+        enter_mounts(&self.0.mounts)?;
+        umount2(file, MntFlags::MNT_DETACH)
+            .map_err(LabError::because(format!("unmount {}", file.display())))?;
+        fs::remove_file(file).map_err(LabError::because(format!("remove {}", file.display())))
     }
 }
 
 impl Inner {
+    #[expect(clippy::disallowed_methods, reason = "on a thread that ends")]
     fn enter(&self, netns: &Netns) -> Result<()> {
-        let entering =
-            |what: &str| LabError::because(format!("enter the {what} namespace of {}", self.name));
+        let entering = |what: &str| LabError::because(format!("enter the {what} namespace of {}", self.name));
         setns(netns, CloneFlags::CLONE_NEWNET).map_err(entering("network"))?;
         enter_mounts(&self.mounts)?;
         setns(&self.pids, CloneFlags::CLONE_NEWPID).map_err(entering("process id"))
@@ -405,20 +370,16 @@ impl Inner {
 }
 
 /// Moves the calling thread to the mount namespace. The caller's thread must be about to end.
-pub(crate) fn enter_mounts(mounts: &OwnedFd) -> Result<()> {
+#[expect(clippy::disallowed_methods, reason = "on a thread that ends")]
+fn enter_mounts(mounts: &OwnedFd) -> Result<()> {
     // A thread shares its root and working directory with the process, and the kernel refuses to move those.
-    unshare(CloneFlags::CLONE_FS)
-        .map_err(LabError::because("give a thread its own working directory"))?;
-    setns(mounts, CloneFlags::CLONE_NEWNS)
-        .map_err(LabError::because("enter a node's mount namespace"))
+    unshare(CloneFlags::CLONE_FS).map_err(LabError::because("give a thread its own working directory"))?;
+    setns(mounts, CloneFlags::CLONE_NEWNS).map_err(LabError::because("enter a node's mount namespace"))
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let anchor = self
-            .anchor
-            .get_mut()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let anchor = self.anchor.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
         anchor.leash = None;
         // Init ends when its input does; the kernel then ends the rest of the node before unshare's wait returns.
         let _ = anchor.process.wait();
@@ -438,11 +399,7 @@ fn remove_cgroups(name: &str) {
         let _ = fs::remove_dir(dir);
     }
     let root = Path::new("/sys/fs/cgroup");
-    let hierarchies = fs::read_dir(root)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path());
+    let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
     for hierarchy in hierarchies.chain([root.to_owned()]) {
         let dir = hierarchy.join(name);
         if dir.is_dir() {
@@ -451,165 +408,13 @@ fn remove_cgroups(name: &str) {
     }
 }
 
-fn lay_out(lab: &Lab, options: &NodeOptions) -> Result<()> {
-    mount_at("none", "/", None, MsFlags::MS_REC | MsFlags::MS_SLAVE, None)?;
-    let dist = dist_dir();
-    // The programs may lie below a directory that is about to be covered: they are taken by descriptor first.
-    let programs = File::open(&dist).ok();
-    tmpfs("/run", "mode=755")?;
-    for dir in [
-        "proc",
-        "cgroup",
-        "dist",
-        "etc/upper",
-        "etc/work",
-        "lib/upper",
-        "lib/work",
-    ] {
-        make_dir(format!("{STAGE}/{dir}"))?;
-    }
-    mount_at(
-        "/proc",
-        &format!("{STAGE}/proc"),
-        None,
-        MsFlags::MS_BIND | MsFlags::MS_REC,
-        None,
-    )?;
-    if let Some(programs) = &programs {
-        use std::os::fd::AsRawFd;
-        bind(
-            &format!("/proc/thread-self/fd/{}", programs.as_raw_fd()),
-            &format!("{STAGE}/dist"),
-        )?;
-    }
-    overlay("/etc", "etc")?;
-    overlay("/var/lib", "lib")?;
-    tmpfs("/opt", "mode=755")?;
-    for dir in ["podwire", "cni", "containerd", "containers"] {
-        let dir = format!("/var/lib/{dir}");
-        make_dir(&dir)?;
-        tmpfs(&dir, "mode=711")?;
-    }
-    for dir in &options.on_disk {
-        let outside = lab
-            .dir()
-            .join(format!("disk{}", dir.display()).replace('/', "-"));
-        make_dir(&outside)?;
-        make_dir(dir)?;
-        bind(outside, dir)?;
-    }
-    for (dir, bytes) in &options.small {
-        make_dir(dir)?;
-        tmpfs(dir, &format!("size={bytes}"))?;
-    }
-    mount_at(
-        "/sys/fs/cgroup",
-        &format!("{STAGE}/cgroup"),
-        None,
-        MsFlags::MS_BIND | MsFlags::MS_REC,
-        None,
-    )?;
-    mount_at("sysfs", "/sys", Some("sysfs"), MsFlags::empty(), None)?;
-    mount_at(
-        &format!("{STAGE}/cgroup"),
-        "/sys/fs/cgroup",
-        None,
-        MsFlags::MS_MOVE,
-        None,
-    )?;
-    for dir in ["/opt/cni/bin", "/run/netns", "/etc/cni/net.d"] {
-        make_dir(dir)?;
-    }
-    // What the machine itself has configured is no part of the node.
-    for entry in fs::read_dir("/etc/cni/net.d")
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        let _ = fs::remove_file(entry.path());
-    }
-    if !options.no_plugins {
-        link_plugins()
-    } else {
-        Ok(())
-    }
-}
-
-/// Podwire under its three names, and Debian's plugins for what podwire is not: portmap, bandwidth, bridge, …
-fn link_plugins() -> Result<()> {
-    let link = |from: &Path, name: &str| {
-        std::os::unix::fs::symlink(from, format!("/opt/cni/bin/{name}"))
-            .map_err(LabError::because(format!("link {name}")))
-    };
-    let dist = Path::new(STAGE).join("dist");
-    let ours = dist.join("podwire").exists();
-    if ours {
-        for (file, name) in [
-            ("podwire", "podwire"),
-            ("podwire", "loopback"),
-            ("podwire-ipam", "podwire-ipam"),
-        ] {
-            link(&dist.join(file), name)?;
-        }
-    }
-    for entry in fs::read_dir(REFERENCE).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !(ours && name == "loopback") {
-            link(&entry.path(), &name)?;
-        }
-    }
-    Ok(())
-}
-
-fn make_dir(dir: impl AsRef<Path>) -> Result<()> {
-    let dir = dir.as_ref();
-    fs::create_dir_all(dir).map_err(LabError::because(format!("make {}", dir.display())))
-}
-
-fn tmpfs(at: impl AsRef<Path>, options: &str) -> Result<()> {
-    mount_at("tmpfs", at, Some("tmpfs"), MsFlags::empty(), Some(options))
-}
-
-fn overlay(dir: &str, stage: &str) -> Result<()> {
-    let options =
-        format!("lowerdir={dir},upperdir={STAGE}/{stage}/upper,workdir={STAGE}/{stage}/work");
-    mount_at(
-        "overlay",
-        dir,
-        Some("overlay"),
-        MsFlags::empty(),
-        Some(&options),
-    )
-}
-
-pub(crate) fn bind(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
-    mount_at(from, to, None, MsFlags::MS_BIND, None)
-}
-
-fn mount_at(
-    from: impl AsRef<Path>,
-    to: impl AsRef<Path>,
-    kind: Option<&str>,
-    flags: MsFlags,
-    options: Option<&str>,
-) -> Result<()> {
-    let (from, to) = (from.as_ref(), to.as_ref());
-    mount(Some(from), to, kind, flags, options).map_err(LabError::because(format!(
-        "mount {} at {}",
-        from.display(),
-        to.display()
-    )))
-}
-
 /// What `ip -json …` says in a network namespace; an empty answer is an empty list.
 pub(crate) fn ip(netns: &Netns, args: &[&str]) -> Result<Value> {
     let what = format!("ip -json {}", args.join(" "));
     let mut command = program("ip");
     command.arg("-json").args(args);
     let began = Instant::now();
-    let child = netns
-        .run(|| command.spawn())?
-        .map_err(LabError::because("start ip (package iproute2)"))?;
+    let child = netns.run(|| command.spawn())?.map_err(LabError::because("start ip (package iproute2)"))?;
     let done = finish(child, b"", began, LIMIT)?.success(&what)?;
     if done.stdout.trim_ascii().is_empty() {
         return Ok(Value::Array(Vec::new()));
@@ -618,9 +423,7 @@ pub(crate) fn ip(netns: &Netns, args: &[&str]) -> Result<Value> {
 }
 
 pub(crate) fn link_names(links: &Value) -> Result<Vec<String>> {
-    let links = links
-        .as_array()
-        .ok_or_else(|| LabError::new("ip printed no list of links"))?;
+    let links = links.as_array().ok_or_else(|| LabError::new("ip printed no list of links"))?;
     let mut names: Vec<_> = links
         .iter()
         .filter_map(|link| link["ifname"].as_str())

@@ -37,14 +37,8 @@ impl PluginCall {
     /// A call of the plugin of that name in /opt/cni/bin, or at that absolute path. The environment holds
     /// CNI_COMMAND and CNI_PATH=/opt/cni/bin, and nothing of the test's own.
     pub fn new(plugin: &str, command: &str) -> Self {
-        let call = Self {
-            plugin: plugin.to_owned(),
-            env: BTreeMap::new(),
-            stdin: Vec::new(),
-            limit: LIMIT,
-        };
-        call.env("CNI_COMMAND", command)
-            .env("CNI_PATH", "/opt/cni/bin")
+        let call = Self { plugin: plugin.to_owned(), env: BTreeMap::new(), stdin: Vec::new(), limit: LIMIT };
+        call.env("CNI_COMMAND", command).env("CNI_PATH", "/opt/cni/bin")
     }
 
     /// Sets CNI_CONTAINERID (the pod's name), CNI_NETNS and CNI_IFNAME=eth0.
@@ -124,10 +118,7 @@ impl Answer {
         match self.json {
             Some(json) => Ok(json),
             None if done.stdout.is_empty() => Ok(Value::Null),
-            None => Err(LabError::new(format!(
-                "the plugin printed no JSON: {}",
-                done.out()
-            ))),
+            None => Err(LabError::new(format!("the plugin printed no JSON: {}", done.out()))),
         }
     }
 
@@ -136,10 +127,7 @@ impl Answer {
     /// # Errors
     /// If the call succeeded, or failed without a CNI error on standard output.
     pub fn error(&self) -> Result<(u64, String)> {
-        let error = self
-            .json
-            .as_ref()
-            .filter(|_| !self.process.status.success());
+        let error = self.json.as_ref().filter(|_| !self.process.status.success());
         let code = error.and_then(|json| json["code"].as_u64());
         let message = error.and_then(|json| json["msg"].as_str());
         match (code, message) {

@@ -6,13 +6,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::mount::{MntFlags, umount2};
-use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
 use crate::error::{LabError, Result};
 use crate::netns::{Netns, on_a_thread};
-use crate::node::{Node, bind, enter_mounts, ip, link_names};
+use crate::node::{Node, ip, link_names};
 use crate::process::{Finished, finish, program};
 
 /// A network namespace mounted at /run/netns in a node, and a container id to go with it. The namespace ends
@@ -27,24 +25,12 @@ impl Pod {
     pub(crate) fn create(node: &Node, name: &str) -> Result<Self> {
         let file = format!("/run/netns/{name}");
         if let Some(parent) = node.path(&file).parent() {
-            fs::create_dir_all(parent)
-                .map_err(LabError::because(format!("make the directory of {file}")))?;
+            fs::create_dir_all(parent).map_err(LabError::because(format!("make the directory of {file}")))?;
         }
         File::create(node.path(&file)).map_err(LabError::because(format!("make {file}")))?;
-        let netns = on_a_thread(|| {
-            unshare(CloneFlags::CLONE_NEWNET)
-                .map_err(LabError::because("create a network namespace"))?;
-            let netns = Netns::current()?;
-            enter_mounts(node.inner_mounts())?;
-            // The node's own /proc does not have this thread in it.
-            bind(format!("{}/proc/thread-self/ns/net", Node::stage()), &file)?;
-            Ok::<_, LabError>(netns)
-        })?;
-        Ok(Self {
-            node: node.clone(),
-            name: name.to_owned(),
-            netns,
-        })
+        let netns = Netns::create()?;
+        netns.run(|| node.bind_netns(&file))??;
+        Ok(Self { node: node.clone(), name: name.to_owned(), netns })
     }
 
     /// The node that it is on.
@@ -82,10 +68,7 @@ impl Pod {
     pub fn run_program(&self, command: &mut Command, limit: Duration) -> Result<Finished> {
         let what = format!("start {}", command.get_program().to_string_lossy());
         let began = Instant::now();
-        let child = self
-            .netns
-            .run(|| command.spawn())?
-            .map_err(LabError::because(what))?;
+        let child = self.netns.run(|| command.spawn())?.map_err(LabError::because(what))?;
         finish(child, b"", began, limit)
     }
 
@@ -114,11 +97,8 @@ impl Pod {
         let mut addresses: Vec<(bool, String)> = Vec::new();
         for address in shown[0]["addr_info"].as_array().into_iter().flatten() {
             if address["scope"] == "global" {
-                let text = format!(
-                    "{}/{}",
-                    address["local"].as_str().unwrap_or_default(),
-                    address["prefixlen"]
-                );
+                let text =
+                    format!("{}/{}", address["local"].as_str().unwrap_or_default(), address["prefixlen"]);
                 addresses.push((address["family"] == "inet6", text));
             }
         }
@@ -151,12 +131,6 @@ impl Pod {
     /// # Errors
     /// If it is not there any more.
     pub fn unmount(&self) -> Result<()> {
-        let file = self.netns_path();
-        let what = format!("unmount {}", file.display());
-        on_a_thread(|| {
-            enter_mounts(self.node.inner_mounts())?;
-            umount2(&file, MntFlags::MNT_DETACH).map_err(LabError::because(what))?;
-            fs::remove_file(&file).map_err(LabError::because("remove a netns file"))
-        })
+        on_a_thread(|| self.node.unmount(&self.netns_path()))
     }
 }

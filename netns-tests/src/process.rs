@@ -56,11 +56,7 @@ impl Finished {
         if self.status.success() {
             return Ok(self);
         }
-        let late = if self.timed_out {
-            " (killed: time limit)"
-        } else {
-            ""
-        };
+        let late = if self.timed_out { " (killed: time limit)" } else { "" };
         Err(LabError::new(format!(
             "{what}: {}{late}: {} {}",
             self.status,
@@ -73,10 +69,7 @@ impl Finished {
 /// A command with its input and output set up for [`finish`].
 pub fn program(path: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(path);
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
@@ -85,6 +78,7 @@ pub fn program(path: impl AsRef<std::ffi::OsStr>) -> Command {
 ///
 /// # Errors
 /// If the child cannot be waited for.
+#[expect(clippy::disallowed_methods, reason = "std has no wait with a time limit")]
 pub fn finish(mut child: Child, stdin: &[u8], began: Instant, limit: Duration) -> Result<Finished> {
     if let Some(mut pipe) = child.stdin.take() {
         // A pipe takes 64 KiB without a reader; more is written by a thread that may outlive this call when a
@@ -104,27 +98,18 @@ pub fn finish(mut child: Child, stdin: &[u8], began: Instant, limit: Duration) -
     let mut pause = Duration::from_micros(200);
     let mut out = None;
     let status = loop {
-        if let Some(status) = child
-            .try_wait()
-            .map_err(LabError::because("wait for a program"))?
-        {
+        if let Some(status) = child.try_wait().map_err(LabError::because("wait for a program"))? {
             break status;
         }
         if Instant::now() >= deadline && !timed_out {
             timed_out = true;
-            child.kill().map_err(LabError::because(
-                "kill a program that passed its time limit",
-            ))?;
+            child.kill().map_err(LabError::because("kill a program that passed its time limit"))?;
         }
         // The end of its output comes just before its end, and wakes this up without polling.
         match &stdout {
             Some(end) if out.is_none() => {
                 out = end.recv_timeout(pause).ok();
-                pause = if out.is_some() {
-                    Duration::from_micros(50)
-                } else {
-                    pause * 2
-                };
+                pause = if out.is_some() { Duration::from_micros(50) } else { pause * 2 };
             }
             _ => {
                 std::thread::sleep(pause);
@@ -147,6 +132,27 @@ pub fn finish(mut child: Child, stdin: &[u8], began: Instant, limit: Duration) -
     })
 }
 
+/// Asks until the answer is yes or `limit` has passed; gives the last answer. For what nobody reports: the state of
+/// another program or of the kernel.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "other programs' states can only be asked for, again and again"
+)]
+pub fn wait_for(limit: Duration, mut ask: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if ask() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
 fn collect(mut pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
     let (done, end) = channel();
     std::thread::spawn(move || {
@@ -158,6 +164,5 @@ fn collect(mut pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
 }
 
 fn until(end: &Receiver<Vec<u8>>, deadline: Instant) -> Option<Vec<u8>> {
-    end.recv_timeout(deadline.saturating_duration_since(Instant::now()))
-        .ok()
+    end.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
 }

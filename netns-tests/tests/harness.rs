@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use podwire_netns_tests::{Lab, LabError, PluginCall, Result, program};
+use podwire_netns_tests::{Lab, LabError, PluginCall, Result, program, wait_for};
 use serde_json::json;
 
 fn reference_network() -> serde_json::Value {
@@ -23,11 +23,7 @@ fn two_pods_of_the_reference_plugins_reach_each_other() -> Result<()> {
     let network = reference_network();
     let pods = [node.pod("a")?, node.pod("b")?];
     for pod in &pods {
-        let result = PluginCall::new("bridge", "ADD")
-            .pod(pod)
-            .stdin(&network)
-            .run(&node)?
-            .ok()?;
+        let result = PluginCall::new("bridge", "ADD").pod(pod).stdin(&network).run(&node)?.ok()?;
         assert_eq!(result["ips"].as_array().map(Vec::len), Some(2), "{result}");
     }
     let there: Vec<IpAddr> = pods[1]
@@ -41,17 +37,10 @@ fn two_pods_of_the_reference_plugins_reach_each_other() -> Result<()> {
     }
     assert_eq!(node.links()?.len(), 3, "the bridge and two veths");
     for pod in &pods {
-        PluginCall::new("bridge", "DEL")
-            .pod(pod)
-            .stdin(&network)
-            .run(&node)?
-            .ok()?;
+        PluginCall::new("bridge", "DEL").pod(pod).stdin(&network).run(&node)?.ok()?;
     }
     assert_eq!(node.links()?, ["cni0"]);
-    assert!(
-        !Path::new("/var/lib/cni/networks/lab").exists(),
-        "leases are the node's own, not the machine's"
-    );
+    assert!(!Path::new("/var/lib/cni/networks/lab").exists(), "leases are the node's own, not the machine's");
     Ok(())
 }
 
@@ -60,8 +49,7 @@ fn nothing_of_a_node_outlives_it() -> Result<()> {
     let lab = Lab::new("gone")?;
     let node = lab.node("n")?;
     // A daemon that detached itself, the way containerd's shims do.
-    node.run("setsid", &["--fork", "sleep", "86397"])?
-        .success("start a daemon")?;
+    node.run("setsid", &["--fork", "sleep", "86397"])?.success("start a daemon")?;
     let alive = || {
         let found = Command::new("pgrep")
             .args(["-f", "sleep 86397"])
@@ -81,17 +69,12 @@ fn nothing_of_a_node_outlives_it() -> Result<()> {
 #[test]
 fn orphans_of_a_node_are_collected() -> Result<()> {
     let node = Lab::new("orphans")?.node("n")?;
-    node.run("setsid", &["--fork", "sleep", "0.1"])?
-        .success("start an orphan")?;
-    let deadline = Instant::now() + Duration::from_secs(5);
-    loop {
-        let processes = node.run("ps", &["-e", "-o", "stat=,args="])?.out();
-        if !processes.contains("sleep") {
-            return Ok(());
-        }
-        assert!(Instant::now() < deadline, "a zombie stays: {processes}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    node.run("setsid", &["--fork", "sleep", "0.1"])?.success("start an orphan")?;
+    let processes =
+        || node.run("ps", &["-e", "-o", "stat=,args="]).map_or_else(|error| error.to_string(), |ps| ps.out());
+    let gone = wait_for(Duration::from_secs(5), || !processes().contains("sleep"));
+    assert!(gone, "a zombie stays: {}", processes());
+    Ok(())
 }
 
 #[test]

@@ -1,0 +1,65 @@
+//! The network configurations that are shipped in conf/, which the tests run as they are.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::error::{LabError, Result};
+use crate::node::Node;
+use crate::plugin::uses_reference;
+
+/// The directory conf/ of the project.
+pub fn conf_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf")
+}
+
+/// A shipped conflist, such as `10-podwire.conflist`. When the tests run against the reference plugins, podwire is
+/// replaced by bridge, and podwire-ipam by host-local: nothing else differs.
+///
+/// # Errors
+/// If there is no such file, or it is not JSON.
+pub fn conflist(name: &str) -> Result<Value> {
+    let path = conf_dir().join(name);
+    let what = format!("read {}", path.display());
+    let text = std::fs::read(&path).map_err(LabError::because(what.clone()))?;
+    let mut conflist: Value = serde_json::from_slice(&text).map_err(LabError::because(what))?;
+    if uses_reference() {
+        // Debian 12's plugins end at 1.0.0, and so do the configurations that they can be given.
+        conflist["cniVersions"] = json!(["0.4.0", "1.0.0"]);
+        for plugin in conflist["plugins"].as_array_mut().into_iter().flatten() {
+            if plugin["type"] == "podwire" {
+                plugin["type"] = json!("bridge");
+                plugin["ipam"]["type"] = json!("host-local");
+            }
+        }
+    }
+    Ok(conflist)
+}
+
+/// The leases that are recorded in a node: `address owner`, one each, sorted.
+///
+/// # Errors
+/// If the store cannot be listed.
+pub fn leases(node: &Node, network: &str) -> Result<Vec<String>> {
+    if uses_reference() {
+        let dir = format!("/var/lib/cni/networks/{network}");
+        let names = node.list(dir);
+        return Ok(names
+            .into_iter()
+            .filter(|name| name != "lock" && !name.starts_with("last_reserved_ip"))
+            .collect());
+    }
+    Err(LabError::new("not written yet"))
+}
+
+/// What an attachment could leave behind on a node and must not: links other than the bridge, leases, cached
+/// results, mounted namespaces. One line each; empty when all is as it was.
+///
+/// # Errors
+/// If the node's state cannot be read.
+pub fn left_behind(node: &Node, network: &str, bridge: &str) -> Result<Vec<String>> {
+    let links = node.links()?.into_iter().filter(|name| name != bridge).map(|name| format!("link {name}"));
+    let leases = leases(node, network)?.into_iter().map(|lease| format!("lease {lease}"));
+    let cached = |dir: &'static str| node.list(dir).into_iter().map(move |name| format!("{dir}/{name}"));
+    Ok(links.chain(leases).chain(cached("/var/lib/cni/results")).chain(cached("/run/netns")).collect())
+}
