@@ -10,7 +10,8 @@ use std::path::PathBuf;
 
 use podwire_kernel::MacAddr;
 
-use crate::protocol::{CniError, CniResult, CniVersion, Dns, Environment};
+use crate::protocol::json::Field;
+use crate::protocol::{CniError, CniResult, Dns, Environment, Verb, check_ifname, code, parse_folded};
 
 pub use ipam::{InProcess, Ipam, IpamConfig};
 pub use network::Network;
@@ -108,6 +109,41 @@ pub struct ValidAttachment {
     pub ifname: String,
 }
 
+/// What the loopback plugin's configuration says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoopbackConfig {
+    /// Version, name and type.
+    pub network: Network,
+    /// `prevResult`, which is passed on.
+    pub prev_result: Option<CniResult>,
+}
+
+impl LoopbackConfig {
+    /// Reads the configuration of any verb but VERSION.
+    ///
+    /// # Errors
+    /// As [`Config::parse`].
+    pub fn parse(stdin: &[u8], verb: Verb) -> Result<Self, CniError> {
+        let value = parse_folded(stdin)?;
+        let root = Field::root(&value);
+        let network = Network::from_field(&root, verb)?;
+        let prev_result = match verb {
+            Verb::Add => read_prev_result(&root)?,
+            _ => None,
+        };
+        Ok(Self { network, prev_result })
+    }
+}
+
+/// Where the store is, unless `stateDir` says otherwise.
+const STATE_DIR: &str = "/var/lib/podwire";
+/// Where the agent's socket is, unless `runDir` says otherwise.
+const RUN_DIR: &str = "/run/podwire";
+/// MTUs in bytes that Linux takes for a bridge and a veth (ETH_MIN_MTU, ETH_MAX_MTU).
+const MTU: std::ops::RangeInclusive<u64> = 68..=65535;
+/// The smallest MTU of a link with IPv6 (RFC 8200, section 5); below, the kernel takes its IPv6 away.
+const MIN_IPV6_MTU: u32 = 1280;
+
 impl Config {
     /// Reads the configuration of any verb but VERSION. DEL and GC pass over what is wrong as long as it does
     /// not concern them: see [`Config::ignored`].
@@ -116,21 +152,214 @@ impl Config {
     /// Code 6 for what is not JSON, 1 for versions, 2 for what is not supported (yet), 7 for what is wrong; each
     /// names key and value.
     pub fn parse(stdin: &[u8], environment: &Environment) -> Result<Self, CniError> {
-        let _ = environment;
-        let network = Network { version: CniVersion::LATEST, name: String::new(), plugin: String::new() };
+        let value = parse_folded(stdin)?;
+        let root = Field::root(&value);
+        let network = Network::from_field(&root, environment.verb)?;
+        let mut reader = Reader { lenient: environment.verb.is_removal(), ignored: Vec::new() };
+        let runtime = reader.take(root.object("runtimeConfig"))?;
+        let args = reader.take(root.object("args").and_then(|args| args.object("cni")))?;
+
+        let ipam = ipam::read(&root, &args, &runtime, environment, &network, &mut reader)?;
+        let bridge = BridgeConfig::read(&root, &ipam, &mut reader)?;
+        refuse_unsupported(&root, &runtime, &mut reader)?;
+        let valid_attachments = match environment.verb {
+            // Whatever is not in this list is removed: a list that is not understood is an error.
+            Verb::Gc => ValidAttachments::read(&root)?,
+            _ => ValidAttachments::Absent,
+        };
         Ok(Self {
+            bridge,
+            ipam,
+            dns: reader.take(read_dns(&root))?,
+            runtime_dns: reader.take(read_runtime_dns(&runtime))?,
+            mac: reader.take(read_mac(environment, &args, &runtime))?,
+            prev_result: reader.take(read_prev_result(&root))?,
+            valid_attachments,
+            // A wrong guess here would look for the leases in another store.
+            state_dir: directory(&root.at("stateDir"), STATE_DIR)?,
+            run_dir: directory(&root.at("runDir"), RUN_DIR)?,
             network,
-            bridge: BridgeConfig::default(),
-            ipam: Ipam::None,
-            dns: None,
-            runtime_dns: None,
-            mac: None,
-            prev_result: None,
-            valid_attachments: ValidAttachments::Absent,
-            state_dir: PathBuf::new(),
-            run_dir: PathBuf::new(),
             stdin: stdin.to_vec(),
-            ignored: Vec::new(),
+            ignored: reader.ignored,
         })
     }
 }
+
+/// Decides whether a wrong value ends the call.
+struct Reader {
+    /// For DEL and GC a wrong value counts as absent.
+    lenient: bool,
+    ignored: Vec<String>,
+}
+
+impl Reader {
+    fn take<T: Default>(&mut self, read: Result<T, CniError>) -> Result<T, CniError> {
+        match read {
+            Err(error) if self.lenient => {
+                self.ignored.push(error.to_string());
+                Ok(T::default())
+            }
+            other => other,
+        }
+    }
+
+    fn refuse(&mut self, error: CniError) -> Result<(), CniError> {
+        self.take(Err(error))
+    }
+}
+
+impl BridgeConfig {
+    fn read(root: &Field<'_>, ipam: &Ipam, reader: &mut Reader) -> Result<Self, CniError> {
+        let mut switch = |key| reader.take(root.at(key).switch());
+        let is_default_gateway = switch("isDefaultGateway")?;
+        let config = Self {
+            is_gateway: switch("isGateway")? || is_default_gateway,
+            is_default_gateway,
+            force_address: switch("forceAddress")?,
+            hairpin_mode: switch("hairpinMode")?,
+            promisc_mode: switch("promiscMode")?,
+            port_isolation: switch("portIsolation")?,
+            enable_dad: switch("enabledad")?,
+            disable_container_interface: switch("disableContainerInterface")?,
+            mtu: reader.take(read_mtu(&root.at("mtu"), ipam))?,
+            name: reader.take(read_bridge(&root.at("bridge")))?.unwrap_or_else(|| Self::default().name),
+        };
+        if config.hairpin_mode && config.promisc_mode {
+            // A promiscuous bridge receives a hairpinned frame twice.
+            reader.refuse(conflict("hairpinMode and promiscMode cannot both be true"))?;
+        }
+        if config.disable_container_interface && *ipam != Ipam::None {
+            reader.refuse(conflict(
+                "disableContainerInterface is for L2 attachments: it cannot be used with ipam",
+            ))?;
+        }
+        Ok(config)
+    }
+}
+
+fn conflict(message: &str) -> CniError {
+    CniError::new(code::INVALID_NETWORK_CONFIG, message)
+}
+
+fn read_mtu(field: &Field<'_>, ipam: &Ipam) -> Result<Option<u32>, CniError> {
+    let Some(mtu) = field.positive()? else { return Ok(None) };
+    if !MTU.contains(&mtu.into()) {
+        return Err(field.invalid(&format!("0 for automatic, or {} to {} bytes", MTU.start(), MTU.end())));
+    }
+    if mtu < MIN_IPV6_MTU && ipam.has_ipv6_range() {
+        return Err(field.invalid(&format!("at least {MIN_IPV6_MTU} bytes, since ipam has an IPv6 range")));
+    }
+    Ok(Some(mtu))
+}
+
+fn read_bridge(field: &Field<'_>) -> Result<Option<String>, CniError> {
+    let Some(name) = field.text()? else { return Ok(None) };
+    check_ifname(name).map_err(|why| field.invalid(&format!("an interface's name: {why}")))?;
+    Ok(Some(name.to_owned()))
+}
+
+/// What the reference plugins do and we do not (yet): to go on without it would be worse than to stop.
+fn refuse_unsupported(root: &Field<'_>, runtime: &Field<'_>, reader: &mut Reader) -> Result<(), CniError> {
+    let vlan = root.at("vlan");
+    if reader.take(vlan.number(0..=4094))?.is_some_and(|id| id != 0) {
+        reader.refuse(vlan.unsupported("podwire does not tag frames; leave it out or set it to 0"))?;
+    }
+    let trunk = root.at("vlanTrunk");
+    if !reader.take(trunk.list())?.is_empty() {
+        reader.refuse(trunk.unsupported("podwire does not tag frames; leave it out"))?;
+    }
+    reader.take(root.at("preserveDefaultVlan").switch())?;
+    reader.take(root.at("ipMasqBackend").text())?;
+    for (key, instead) in [
+        ("macspoofchk", "podwire does not check for spoofed MAC addresses yet; set it to false"),
+        ("ipMasq", "podwire does not masquerade yet; set it to false"),
+    ] {
+        let field = root.at(key);
+        if reader.take(field.switch())? {
+            reader.refuse(field.unsupported(instead))?;
+        }
+    }
+    let ports = runtime.at("portMappings");
+    if !reader.take(ports.list())?.is_empty() {
+        reader.refuse(ports.unsupported("podwire does not map ports yet; chain the portmap plugin"))?;
+    }
+    let bandwidth = reader.take(runtime.object("bandwidth"))?;
+    for key in ["ingressRate", "ingressBurst", "egressRate", "egressBurst"] {
+        let field = bandwidth.at(key);
+        if reader.take(field.number(0..=u64::MAX))?.is_some_and(|rate| rate != 0) {
+            reader.refuse(
+                field.unsupported("podwire does not shape traffic yet; chain the bandwidth plugin"),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// `dns`, where it says anything, if only an empty list.
+fn read_dns(root: &Field<'_>) -> Result<Option<Dns>, CniError> {
+    let field = root.object("dns")?;
+    let dns = Dns::from_field(&field)?;
+    let lists = ["nameservers", "search", "options"].iter().any(|key| !field.at(key).is_null());
+    Ok((lists || !dns.domain.is_empty()).then_some(dns))
+}
+
+/// The dns capability has keys of its own.
+fn read_runtime_dns(runtime: &Field<'_>) -> Result<Option<Dns>, CniError> {
+    let field = runtime.object("dns")?;
+    if field.is_null() {
+        return Ok(None);
+    }
+    Ok(Some(Dns {
+        nameservers: field.at("servers").texts()?,
+        domain: String::new(),
+        search: field.at("searches").texts()?,
+        options: field.at("options").texts()?,
+    }))
+}
+
+fn read_mac(
+    environment: &Environment,
+    args: &Field<'_>,
+    runtime: &Field<'_>,
+) -> Result<Option<MacAddr>, CniError> {
+    let unicast = |text: &str| text.parse().ok().filter(|mac: &MacAddr| mac.is_unicast());
+    let read = |field: Field<'_>| field.parsed("a unicast MAC address such as 02:00:5e:10:00:01", unicast);
+    // Both are read, so that a wrong one is an error even where the other wins.
+    let (args, runtime) = (read(args.at("mac"))?, read(runtime.at("mac"))?);
+    Ok(runtime.or(args).or(environment.args.mac))
+}
+
+fn read_prev_result(root: &Field<'_>) -> Result<Option<CniResult>, CniError> {
+    let field = root.object("prevResult")?;
+    if field.is_null() {
+        return Ok(None);
+    }
+    CniResult::from_field(&field).map(Some)
+}
+
+impl ValidAttachments {
+    fn read(root: &Field<'_>) -> Result<Self, CniError> {
+        let key = "cni.dev/valid-attachments";
+        if !root.has(key) {
+            return Ok(Self::Absent);
+        }
+        let attachment = |field: Field<'_>| {
+            let text = |key| {
+                let field = field.at(key);
+                field.text()?.map(str::to_owned).ok_or_else(|| field.invalid("a text that is not empty"))
+            };
+            Ok(ValidAttachment { container: text("containerID")?, ifname: text("ifname")? })
+        };
+        let list = root.at(key).list()?.into_iter().map(attachment).collect::<Result<_, CniError>>()?;
+        Ok(Self::Only(list))
+    }
+}
+
+fn directory(field: &Field<'_>, default: &str) -> Result<PathBuf, CniError> {
+    let absolute = |text: &str| text.starts_with('/').then(|| PathBuf::from(text));
+    let path = field.parsed("an absolute path", absolute)?;
+    Ok(path.unwrap_or_else(|| PathBuf::from(default)))
+}
+
+#[cfg(test)]
+mod tests;

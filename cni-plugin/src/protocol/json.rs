@@ -9,7 +9,7 @@ use std::io::Read;
 use std::ops::RangeInclusive;
 
 use serde::Serialize;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::code;
@@ -70,7 +70,9 @@ struct Folded {
 impl Folded {
     fn inner<E: serde::de::Error>(&self) -> Result<usize, E> {
         if self.depth >= MAX_DEPTH {
-            return Err(E::custom(format_args!("more than {MAX_DEPTH} objects and arrays inside each other")));
+            return Err(E::custom(format_args!(
+                "more than {MAX_DEPTH} objects and arrays inside each other"
+            )));
         }
         Ok(self.depth + 1)
     }
@@ -148,6 +150,13 @@ pub(crate) struct Field<'a> {
     path: String,
 }
 
+impl Default for Field<'_> {
+    /// A field that is not there.
+    fn default() -> Self {
+        Self { value: &NULL, path: String::new() }
+    }
+}
+
 impl<'a> Field<'a> {
     /// The document itself.
     pub(crate) fn root(value: &'a Value) -> Self {
@@ -161,12 +170,21 @@ impl<'a> Field<'a> {
         Self { value, path: format!("{}{dot}{key}", self.path) }
     }
 
+    /// Whether the key is there, if only with `null`.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.value.get(key.to_ascii_lowercase()).is_some()
+    }
+
     /// The object of that key; a null field, none of whose keys is there, if it is absent.
     pub(crate) fn object(&self, key: &str) -> Result<Self, CniError> {
-        let field = self.at(key);
-        match field.value {
-            Value::Null | Value::Object(_) => Ok(field),
-            _ => Err(field.invalid("an object")),
+        self.at(key).as_object()
+    }
+
+    /// The same field, which must be an object or null.
+    pub(crate) fn as_object(&self) -> Result<Self, CniError> {
+        match self.value {
+            Value::Null | Value::Object(_) => Ok(self.clone()),
+            _ => Err(self.invalid("an object")),
         }
     }
 
@@ -174,9 +192,13 @@ impl<'a> Field<'a> {
         self.value.is_null()
     }
 
-    /// Whether this is neither an object nor null.
-    pub(crate) fn is_scalar_or_list(&self) -> bool {
-        !matches!(self.value, Value::Null | Value::Object(_))
+    /// Whether nothing is said: absent, or the empty text.
+    pub(crate) fn is_unset(&self) -> bool {
+        self.is_null() || self.value.as_str() == Some("")
+    }
+
+    pub(crate) fn is_object(&self) -> bool {
+        self.value.is_object()
     }
 
     /// Where the value stands, such as `ipam.ranges[0][0].subnet`.
@@ -213,6 +235,20 @@ impl<'a> Field<'a> {
             Some(number) => Ok(Some(number)),
             None => Err(self.invalid(&format!("a whole number from {} to {}", bounds.start(), bounds.end()))),
         }
+    }
+
+    /// The number of something that 0 means "not set" for, as Go's `omitempty` has it.
+    pub(crate) fn positive(&self) -> Result<Option<u32>, CniError> {
+        let number = self.number(0..=u32::MAX.into())?;
+        Ok(number.and_then(|number| u32::try_from(number).ok()).filter(|number| *number != 0))
+    }
+
+    /// An index into a list; some plugins write -1 for "none".
+    pub(crate) fn index(&self) -> Result<Option<u32>, CniError> {
+        if self.value.as_i64() == Some(-1) {
+            return Ok(None);
+        }
+        Ok(self.number(0..=u32::MAX.into())?.and_then(|index| u32::try_from(index).ok()))
     }
 
     /// The list's elements; none where it is absent.

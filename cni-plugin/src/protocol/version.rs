@@ -60,7 +60,8 @@ impl CniVersion {
             return Ok(version);
         }
         let parts: Vec<&str> = text.split('.').collect();
-        let numeric = |part: &&str| !part.is_empty() && part.len() <= 9 && part.bytes().all(|b| b.is_ascii_digit());
+        let numeric =
+            |part: &&str| !part.is_empty() && part.len() <= 9 && part.bytes().all(|b| b.is_ascii_digit());
         if parts.len() > 3 || !parts.iter().all(numeric) {
             let shown: String = text.chars().take(64).collect();
             let message = format!("malformed cniVersion {shown:?} (expected a version such as 1.0.0)");
