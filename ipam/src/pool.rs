@@ -164,8 +164,8 @@ impl Pool {
         };
     }
 
-    /// An owner's lease. One that was imported from an old host-local file, which does not name the interface,
-    /// is the lease of each interface of its container, as it is for host-local.
+    /// An owner's lease, for CHECK and DEL. One that was imported from an old host-local file, which does not name
+    /// the interface, is the lease of each interface of its container, as it is for host-local.
     pub fn find(&self, owner: &Owner) -> Option<&Lease> {
         self.lease(owner.id()).or_else(|| {
             let unnamed = Owner { ifname: String::new(), ..owner.clone() };

@@ -418,3 +418,6 @@ pub fn pod_address(sets: &[RangeSet], address: IpAddr) -> PodAddress {
         None => PodAddress { address: IpNetwork::from(address), gateway: None },
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,8 +16,10 @@ const FORGET_AT_ONCE: usize = 4;
 struct Plan<'a> {
     pool: &'a Pool,
     network: NetworkId,
-    /// The owner's lease, if it has one, and the id under which that stands.
-    earlier: Option<(&'a Lease, OwnerId)>,
+    owner: OwnerId,
+    /// The owner's lease, if it has one. Not an imported one without an interface's name: this may be another
+    /// interface of that container, and the first one may live.
+    earlier: Option<&'a Lease>,
     gateways: BTreeSet<IpAddr>,
     now: BootMillis,
     quarantine_ms: u64,
@@ -47,7 +49,8 @@ impl Pool {
         let mut plan = Plan {
             pool: self,
             network: NetworkId::of(&owner.network),
-            earlier: self.find(owner).map(|lease| (lease, lease.attachment.owner.id())),
+            owner: owner.id(),
+            earlier: self.lease(owner.id()),
             gateways: gateways(&request.sets),
             now,
             quarantine_ms: request.quarantine_ms.min(LONGEST_QUARANTINE_MS),
@@ -107,7 +110,7 @@ impl Plan<'_> {
     fn may_take(&self, address: IpAddr) -> Result<bool, Refusal> {
         match self.pool.hold(self.network, address) {
             None | Some(Hold::Resting(_)) => Ok(true),
-            Some(Hold::Leased(id)) if self.earlier.is_some_and(|(_, own)| own == id) => Ok(false),
+            Some(Hold::Leased(id)) if id == self.owner && self.earlier.is_some() => Ok(false),
             Some(Hold::Leased(id)) => Err(match self.pool.lease(id) {
                 Some(lease) => Refusal::Taken { address, owner: lease.attachment.owner.clone() },
                 None => Refusal::Held { address },
@@ -118,11 +121,10 @@ impl Plan<'_> {
 
     /// The address of the owner's lease that is still good for this set.
     fn kept(&self, set: &RangeSet) -> Option<IpAddr> {
-        let (lease, own) = self.earlier?;
-        lease.held().find(|address| {
+        self.earlier?.held().find(|address| {
             set.contains(*address)
                 && !self.unavailable(*address)
-                && self.pool.hold(self.network, *address) == Some(Hold::Leased(own))
+                && self.pool.hold(self.network, *address) == Some(Hold::Leased(self.owner))
         })
     }
 
@@ -172,8 +174,6 @@ impl Plan<'_> {
     }
 
     fn finish(mut self, request: &Reserve, boot: String) -> (Grant, Vec<Change>) {
-        let owner = &request.attachment.owner;
-        let id = owner.id();
         let generation = self.pool.generation.saturating_add(1);
         let addresses: Vec<PodAddress> = self.given.iter().map(|given| given.address).collect();
         let former = self.former(&addresses);
@@ -181,19 +181,13 @@ impl Plan<'_> {
         for (index, given) in self.given.iter().enumerate() {
             let address = given.address.address.ip();
             if given.new {
-                changes.push(Change::PutAddress(self.network, address, Hold::Leased(id)));
+                changes.push(Change::PutAddress(self.network, address, Hold::Leased(self.owner)));
                 let index = u32::try_from(index).unwrap_or(u32::MAX);
                 changes.push(Change::PutCursor(self.network, index, address));
             }
         }
-        if let Some((lease, own)) = self.earlier.filter(|(_, own)| *own != id) {
-            // An imported lease learns the name of its interface, and with it its id.
-            let held: BTreeSet<IpAddr> = lease.held().collect();
-            changes.extend(held.into_iter().map(|address| Change::PutAddress(self.network, address, Hold::Leased(id))));
-            changes.push(Change::RemoveLease(own));
-        }
-        let renewed = self.earlier.is_some_and(|(lease, _)| lease.attachment.addresses == addresses);
-        if let Some((lease, _)) = self.earlier.filter(|_| !renewed) {
+        let renewed = self.earlier.is_some_and(|lease| lease.attachment.addresses == addresses);
+        if let Some(lease) = self.earlier.filter(|_| !renewed) {
             self.notices.push(moved(&lease.attachment, &addresses));
         }
         changes.push(Change::PutLease(Box::new(Lease {
@@ -212,7 +206,7 @@ impl Plan<'_> {
 
     /// What the owner holds and does not get again.
     fn former(&self, addresses: &[PodAddress]) -> Vec<IpAddr> {
-        let held: BTreeSet<IpAddr> = self.earlier.iter().flat_map(|(lease, _)| lease.held()).collect();
+        let held: BTreeSet<IpAddr> = self.earlier.iter().flat_map(|lease| lease.held()).collect();
         held.into_iter().filter(|held| !addresses.iter().any(|given| given.address.ip() == *held)).collect()
     }
 }
