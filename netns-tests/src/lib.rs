@@ -23,6 +23,7 @@ mod node;
 mod plugin;
 mod pod;
 pub mod podman;
+pub mod podwired;
 mod process;
 
 pub use error::{LabError, Result};

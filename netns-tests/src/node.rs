@@ -343,6 +343,11 @@ impl Node {
         self.enter(|| layout::bind(&file, "/proc/sys/kernel/random/boot_id"))?
     }
 
+    /// The path inside every node of one of the programs under test.
+    pub fn dist(name: &str) -> PathBuf {
+        Path::new(STAGE).join("dist").join(name)
+    }
+
     /// Mounts the calling thread's network namespace on a file of the node. The thread must be about to end.
     pub(crate) fn bind_netns(&self, file: &str) -> Result<()> {
         enter_mounts(&self.0.mounts)?;
