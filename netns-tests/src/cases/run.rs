@@ -232,7 +232,9 @@ impl<'a> Replay<'a> {
                 }
             }
         }
-        let mut prepared = PluginCall::new(self.subject.program(self.case.plugin), call.verb);
+        // A runtime's PATH, in which the reference finds iptables and nft.
+        let mut prepared = PluginCall::new(self.subject.program(self.case.plugin), call.verb)
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         if let Some(name) = call.pod {
             if !self.pods.contains_key(name) {
                 self.pods.insert(name, self.node.pod(name).map_err(|error| format!("{error:?}"))?);
