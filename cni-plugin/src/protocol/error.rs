@@ -79,3 +79,59 @@ impl CniError {
         Some(Self { code: u32::try_from(code).ok()?, msg: text("msg"), details: text("details") })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::code;
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Layer {
+        text: &'static str,
+        source: Option<Box<Layer>>,
+    }
+
+    #[test]
+    fn the_document_is_the_specifications() {
+        let error = CniError::new(code::INVALID_NETNS, "bad \"netns\"");
+        assert_eq!(
+            error.to_json(CniVersion::V0_3_1),
+            r#"{"cniVersion":"0.3.1","code":8,"msg":"bad \"netns\""}"#
+        );
+        let error = error.with_details("why").context("opening it");
+        let expected = r#"{"cniVersion":"1.1.0","code":8,"msg":"opening it: bad \"netns\"","details":"why"}"#;
+        assert_eq!(error.to_json(CniVersion::V1_1_0), expected);
+        assert_eq!(error.to_string(), r#"opening it: bad "netns": why"#);
+    }
+
+    #[test]
+    fn it_reads_what_it_writes() {
+        for details in ["", "why\n"] {
+            let error = CniError::new(code::TRY_AGAIN_LATER, "later").with_details(details);
+            assert_eq!(CniError::parse(error.to_json(CniVersion::LATEST).as_bytes()), Some(error));
+        }
+        assert_eq!(CniError::parse(br#"{"Code":7}"#), Some(CniError::new(7, "")));
+        for none in [
+            "",
+            "{}",
+            "[]",
+            "null",
+            r#"{"code":"7"}"#,
+            r#"{"code":-1}"#,
+            r#"{"code":4294967296}"#,
+            r#"{"msg":"m"}"#,
+        ] {
+            assert_eq!(CniError::parse(none.as_bytes()), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn causes_become_details() {
+        let error = Layer { text: "c", source: None };
+        let error = Layer { text: "b", source: Some(Box::new(error)) };
+        let error = Layer { text: "a", source: Some(Box::new(error)) };
+        let expected = CniError::new(code::KERNEL, "a").with_details("b: c");
+        assert_eq!(CniError::from_cause(code::KERNEL, &error), expected);
+    }
+}

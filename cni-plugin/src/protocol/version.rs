@@ -115,3 +115,77 @@ pub fn version_answer() -> String {
     };
     super::json::write(&answer)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_version_reads_what_it_writes() {
+        for version in CniVersion::ALL {
+            assert_eq!(CniVersion::parse(version.as_str()), Ok(version));
+        }
+        assert!(CniVersion::ALL.is_sorted());
+        assert_eq!(CniVersion::parse(""), Ok(CniVersion::V0_1_0));
+    }
+
+    #[test]
+    fn unspoken_versions_and_no_versions_differ() {
+        for unspoken in ["1", "1.0", "0.5.0", "1.2.0", "2.0.0", "01.0.0", "0.0.0", "999999999.0.0"] {
+            let error = CniVersion::parse(unspoken).unwrap_err();
+            assert_eq!(error.code, code::INCOMPATIBLE_VERSION, "{unspoken}");
+            assert!(error.details.contains(&format!("{unspoken:?}")), "{error}");
+            assert!(error.details.contains("0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0"), "{error}");
+        }
+        let long = "1".repeat(100_000);
+        for malformed in [
+            "v1.0.0",
+            "1.0.a",
+            "1.0.0-rc1",
+            "1.0.0.0",
+            "1..0",
+            ".",
+            "1.0.",
+            " 1.0.0",
+            "+1.0.0",
+            "-1.0.0",
+            "x",
+            &long,
+        ] {
+            let error = CniVersion::parse(malformed).unwrap_err();
+            assert_eq!(error.code, code::DECODING_FAILURE, "{malformed}");
+            assert!(error.msg.contains("cniVersion") && error.msg.len() < 200, "{error}");
+        }
+    }
+
+    #[test]
+    fn verbs_need_the_version_they_came_with() {
+        use CniVersion as V;
+        for (verb, since) in [
+            (Verb::Add, V::V0_1_0),
+            (Verb::Del, V::V0_1_0),
+            (Verb::Version, V::V0_1_0),
+            (Verb::Check, V::V0_4_0),
+            (Verb::Gc, V::V1_1_0),
+            (Verb::Status, V::V1_1_0),
+        ] {
+            for version in CniVersion::ALL {
+                let outcome = version.check_verb(verb);
+                assert_eq!(outcome.is_ok(), version >= since, "{verb} at {version}");
+                if let Err(error) = outcome {
+                    assert_eq!(error.code, code::INCOMPATIBLE_VERSION);
+                    assert_eq!(
+                        error.msg,
+                        format!("config version {version} does not allow {verb}, which came with {since}")
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn version_answers_what_is_spoken() {
+        let expected = r#"{"cniVersion":"1.1.0","supportedVersions":["0.1.0","0.2.0","0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]}"#;
+        assert_eq!(version_answer(), expected);
+    }
+}
