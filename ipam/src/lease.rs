@@ -66,7 +66,11 @@ pub struct Lease {
 impl Lease {
     /// Every address that this lease keeps from others: its own and its former ones.
     pub fn held(&self) -> impl Iterator<Item = IpAddr> {
-        self.attachment.addresses.iter().map(|address| address.address.ip()).chain(self.former.iter().copied())
+        self.attachment
+            .addresses
+            .iter()
+            .map(|address| address.address.ip())
+            .chain(self.former.iter().copied())
     }
 }
 

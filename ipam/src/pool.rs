@@ -122,7 +122,9 @@ impl Pool {
             Change::PutAddress(network, address, _) | Change::RemoveAddress(network, address) => {
                 Previous::Address(*network, *address, self.hold(*network, *address))
             }
-            Change::PutCursor(network, set, _) => Previous::Cursor(*network, *set, self.cursor(*network, *set)),
+            Change::PutCursor(network, set, _) => {
+                Previous::Cursor(*network, *set, self.cursor(*network, *set))
+            }
             Change::PutGeneration(_) => Previous::Generation(self.generation),
             Change::PutImported(network) => Previous::Imported(*network, self.is_imported(*network)),
             Change::PutBoot(_) => Previous::Boot(self.boot.clone()),

@@ -109,7 +109,9 @@ pub enum RangeError {
     #[error("empty range set")]
     Empty,
     /// IPv4 and IPv6 in one set.
-    #[error("mixed address families in one range set: {first} and {other} (give each family a set of its own)")]
+    #[error(
+        "mixed address families in one range set: {first} and {other} (give each family a set of its own)"
+    )]
     MixedFamilies {
         /// The set's first range.
         first: String,
@@ -343,7 +345,8 @@ impl RangeSet {
     /// round to `last` itself, or from the front if `last` is none of the set's.
     pub(crate) fn round(&self, last: Option<IpAddr>) -> Vec<(IpAddr, IpAddr)> {
         let whole = |range: &Range| (range.start, range.end);
-        let found = last.and_then(|last| Some((last, self.ranges.iter().position(|range| range.contains(last))?)));
+        let found =
+            last.and_then(|last| Some((last, self.ranges.iter().position(|range| range.contains(last))?)));
         let Some((last, at)) = found else { return self.ranges.iter().map(whole).collect() };
         let (before, rest) = self.ranges.split_at(at);
         let Some((current, after)) = rest.split_first() else { return Vec::new() };
@@ -386,7 +389,10 @@ impl fmt::Display for RangeSet {
 /// # Errors
 /// Two of them share addresses.
 pub fn check_sets(sets: &[RangeSet]) -> Result<(), RangeError> {
-    let ranges = sets.iter().enumerate().flat_map(|(set, ranges)| ranges.ranges.iter().map(move |range| (set, *range)));
+    let ranges = sets
+        .iter()
+        .enumerate()
+        .flat_map(|(set, ranges)| ranges.ranges.iter().map(move |range| (set, *range)));
     match overlap(ranges.collect()) {
         None => Ok(()),
         Some(((first, one), (second, other))) => {
@@ -420,4 +426,4 @@ pub fn pod_address(sets: &[RangeSet], address: IpAddr) -> PodAddress {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -81,7 +81,9 @@ pub enum Refusal {
         address: IpAddr,
     },
     /// Two addresses were asked for where one is given.
-    #[error("requested IP addresses {first} and {second} are both in range set {ranges}, which gives one address")]
+    #[error(
+        "requested IP addresses {first} and {second} are both in range set {ranges}, which gives one address"
+    )]
     SeveralForOneSet {
         /// One of them.
         first: IpAddr,

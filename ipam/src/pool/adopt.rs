@@ -16,8 +16,11 @@ impl Pool {
     /// [`Pool::new_boot`] must have been applied.
     pub fn import(&self, network: &str, attachments: &[Attachment], cursors: &[(u32, IpAddr)]) -> Adoption {
         let id = NetworkId::of(network);
-        let mut adopted = self.adopt(attachments.iter().filter(|a| a.owner.network == network), Origin::HostLocal);
-        adopted.changes.extend(cursors.iter().map(|(set, last)| Change::PutCursor(id, *set, last.to_canonical())));
+        let mut adopted =
+            self.adopt(attachments.iter().filter(|a| a.owner.network == network), Origin::HostLocal);
+        adopted
+            .changes
+            .extend(cursors.iter().map(|(set, last)| Change::PutCursor(id, *set, last.to_canonical())));
         adopted.changes.push(Change::PutImported(id));
         adopted
     }
@@ -111,7 +114,9 @@ impl Pool {
         // Whom an address says that it belongs to has the first claim.
         for lease in self.leases() {
             let (network, id) = key(lease);
-            for address in lease.held().filter(|address| self.hold(network, *address) == Some(Hold::Leased(id))) {
+            for address in
+                lease.held().filter(|address| self.hold(network, *address) == Some(Hold::Leased(id)))
+            {
                 claimed.insert((network, address), id);
             }
         }
@@ -120,7 +125,9 @@ impl Pool {
         }
         for (network, address, hold) in self.holds() {
             if matches!(hold, Hold::Leased(_)) && !claimed.contains_key(&(network, address)) {
-                mended.notices.push(format!("{address} of network {network} is leased to an owner without a lease"));
+                mended
+                    .notices
+                    .push(format!("{address} of network {network} is leased to an owner without a lease"));
                 mended.changes.push(Change::PutAddress(network, address, Hold::Unknown(GC_PASSES)));
             }
         }
@@ -132,7 +139,12 @@ impl Pool {
         mended
     }
 
-    fn mend_lease(&self, lease: &Lease, claimed: &mut BTreeMap<(NetworkId, IpAddr), OwnerId>, mended: &mut Adoption) {
+    fn mend_lease(
+        &self,
+        lease: &Lease,
+        claimed: &mut BTreeMap<(NetworkId, IpAddr), OwnerId>,
+        mended: &mut Adoption,
+    ) {
         let (network, id) = key(lease);
         let owner = &lease.attachment.owner;
         let mut lost = BTreeSet::new();

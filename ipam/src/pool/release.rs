@@ -50,7 +50,11 @@ impl Pool {
     /// stand: that one waits for DEL.
     pub fn cancel(&self, owner: OwnerId, generation: u64, now: BootMillis) -> Vec<Change> {
         match self.lease(owner) {
-            Some(lease) if lease.generation == generation && lease.state == LeaseState::Reserved && !lease.succeeds => {
+            Some(lease)
+                if lease.generation == generation
+                    && lease.state == LeaseState::Reserved
+                    && !lease.succeeds =>
+            {
                 self.release(lease, now)
             }
             _ => Vec::new(),

@@ -76,7 +76,9 @@ impl Plan<'_> {
             if assigned.iter().any(|(_, other)| *other == address) {
                 continue;
             }
-            if let Some(range) = sets.iter().flat_map(RangeSet::ranges).find(|range| range.gateway() == address) {
+            if let Some(range) =
+                sets.iter().flat_map(RangeSet::ranges).find(|range| range.gateway() == address)
+            {
                 return Err(Refusal::Gateway { address, range: range.to_string() });
             }
             let Some((index, set)) = sets.iter().enumerate().find(|(_, set)| set.contains(address)) else {
@@ -85,7 +87,11 @@ impl Plan<'_> {
                 return Err(Refusal::OutOfRange { address, ranges });
             };
             if let Some((_, first)) = assigned.iter().find(|(of, _)| *of == index) {
-                return Err(Refusal::SeveralForOneSet { first: *first, second: address, ranges: set.to_string() });
+                return Err(Refusal::SeveralForOneSet {
+                    first: *first,
+                    second: address,
+                    ranges: set.to_string(),
+                });
             }
             assigned.push((index, address));
         }
@@ -158,8 +164,9 @@ impl Plan<'_> {
         }
         let (since, address) = longest?;
         let rested = self.rested_ms(since) / 1000;
-        self.notices
-            .push(format!("range set {set} has no fresh address left: {address} is given again after {rested} s"));
+        self.notices.push(format!(
+            "range set {set} has no fresh address left: {address} is given again after {rested} s"
+        ));
         Some(address)
     }
 
@@ -170,7 +177,8 @@ impl Plan<'_> {
 
     /// Not to be given whether held or not.
     fn unavailable(&self, address: IpAddr) -> bool {
-        self.gateways.contains(&address) || self.given.iter().any(|given| given.address.address.ip() == address)
+        self.gateways.contains(&address)
+            || self.given.iter().any(|given| given.address.address.ip() == address)
     }
 
     fn finish(mut self, request: &Reserve, boot: String) -> (Grant, Vec<Change>) {

@@ -51,7 +51,13 @@ impl Pool {
     ///
     /// Two runtimes may share a network, and neither knows the other's pods. So a lease that another runtime made
     /// ends only if its interface is gone, and never while its ADD may be under way.
-    pub fn gc(&self, network: &str, valid: &[(String, String)], runtime: Option<&str>, seen: &Observation) -> GcPlan {
+    pub fn gc(
+        &self,
+        network: &str,
+        valid: &[(String, String)],
+        runtime: Option<&str>,
+        seen: &Observation,
+    ) -> GcPlan {
         let id = NetworkId::of(network);
         let mut plan = GcPlan { changes: self.gc_pass(id).collect(), ..GcPlan::default() };
         let valid = valid.iter().map(|(container, ifname)| (container.as_str(), ifname.as_str())).collect();
@@ -116,7 +122,10 @@ fn is_valid(lease: &Lease, valid: &std::collections::BTreeSet<(&str, &str)>) -> 
     let owner = &lease.attachment.owner;
     if owner.ifname.is_empty() {
         // Imported from an old file, which does not name the interface.
-        return valid.range((owner.container.as_str(), "")..).next().is_some_and(|(id, _)| *id == owner.container);
+        return valid
+            .range((owner.container.as_str(), "")..)
+            .next()
+            .is_some_and(|(id, _)| *id == owner.container);
     }
     valid.contains(&(owner.container.as_str(), owner.ifname.as_str()))
 }

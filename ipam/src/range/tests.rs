@@ -73,17 +73,29 @@ fn each_mistake_has_its_own_error() {
             "10.0.0.1/24",
             "subnet 10.0.0.1/24 has host bits set: for a prefix length of 24 the network address is 10.0.0.0",
         ),
-        ("fd00::1/64", "subnet fd00::1/64 has host bits set: for a prefix length of 64 the network address is fd00::"),
+        (
+            "fd00::1/64",
+            "subnet fd00::1/64 has host bits set: for a prefix length of 64 the network address is fd00::",
+        ),
         ("10.0.0.0/31", "subnet 10.0.0.0/31 is too small to allocate from: the longest usable prefix is /30"),
         ("10.0.0.5/32", "subnet 10.0.0.5/32 is too small to allocate from: the longest usable prefix is /30"),
         ("fd00::/127", "subnet fd00::/127 is too small to allocate from: the longest usable prefix is /126"),
-        ("fd00::5/128", "subnet fd00::5/128 is too small to allocate from: the longest usable prefix is /126"),
-        ("::ffff:10.0.0.0/120", "subnet ::ffff:10.0.0.0/120 is an IPv4-mapped IPv6 subnet: write it as an IPv4 subnet"),
+        (
+            "fd00::5/128",
+            "subnet fd00::5/128 is too small to allocate from: the longest usable prefix is /126",
+        ),
+        (
+            "::ffff:10.0.0.0/120",
+            "subnet ::ffff:10.0.0.0/120 is an IPv4-mapped IPv6 subnet: write it as an IPv4 subnet",
+        ),
         ("10.0.0.0/24 start=10.0.1.1", "rangeStart 10.0.1.1 is not in subnet 10.0.0.0/24"),
         ("10.0.0.0/24 end=9.255.255.255", "rangeEnd 9.255.255.255 is not in subnet 10.0.0.0/24"),
         ("10.0.0.0/24 gw=10.0.1.1", "gateway 10.0.1.1 is not in subnet 10.0.0.0/24"),
         ("10.0.0.0/24 start=10.0.0.9 end=10.0.0.8", "rangeStart 10.0.0.9 is behind rangeEnd 10.0.0.8"),
-        ("10.0.0.0/24 start=fd00::1", "rangeStart fd00::1 is not of the same address family as subnet 10.0.0.0/24"),
+        (
+            "10.0.0.0/24 start=fd00::1",
+            "rangeStart fd00::1 is not of the same address family as subnet 10.0.0.0/24",
+        ),
         ("fd00::/64 end=10.0.0.1", "rangeEnd 10.0.0.1 is not of the same address family as subnet fd00::/64"),
         ("fd00::/64 gw=10.0.0.1", "gateway 10.0.0.1 is not of the same address family as subnet fd00::/64"),
         ("10.0.0.0/29 start=10.0.0.7", "rangeStart 10.0.0.7 is behind rangeEnd 10.0.0.6"),
@@ -128,7 +140,8 @@ fn each_mistake_between_ranges_has_its_own_error() {
 
 #[test]
 fn sets_of_one_network_must_not_overlap() {
-    let sets = [set(&["10.0.0.0/24"]), set(&["fd00::/64"]), set(&["10.9.0.0/24", "10.0.0.0/24 start=10.0.0.254"])];
+    let sets =
+        [set(&["10.0.0.0/24"]), set(&["fd00::/64"]), set(&["10.9.0.0/24", "10.0.0.0/24 start=10.0.0.254"])];
     assert_eq!(
         check_sets(&sets).expect_err("an overlap").to_string(),
         "range set 0 overlaps with range set 2: 10.0.0.1-10.0.0.254 and 10.0.0.254-10.0.0.254"
@@ -136,7 +149,10 @@ fn sets_of_one_network_must_not_overlap() {
     assert_eq!(check_sets(sets.get(..2).expect("two")), Ok(()));
     assert_eq!(check_sets(&[]), Ok(()));
     // Two ranges of one subnet may stand in two sets.
-    assert_eq!(check_sets(&[set(&["10.0.0.0/24 end=10.0.0.99"]), set(&["10.0.0.0/24 start=10.0.0.100"])]), Ok(()));
+    assert_eq!(
+        check_sets(&[set(&["10.0.0.0/24 end=10.0.0.99"]), set(&["10.0.0.0/24 start=10.0.0.100"])]),
+        Ok(())
+    );
 }
 
 #[test]
@@ -164,7 +180,8 @@ fn a_round_begins_behind_the_last_address() {
         (Some("10.0.1.3"), "10.0.1.4-10.0.1.6 10.0.2.1-10.0.2.6 10.0.0.1-10.0.0.6 10.0.1.1-10.0.1.3"),
         (Some("10.0.2.6"), "10.0.0.1-10.0.0.6 10.0.1.1-10.0.1.6 10.0.2.1-10.0.2.6"),
     ] {
-        let round: Vec<String> = set.round(last.map(ip)).iter().map(|(start, end)| format!("{start}-{end}")).collect();
+        let round: Vec<String> =
+            set.round(last.map(ip)).iter().map(|(start, end)| format!("{start}-{end}")).collect();
         assert_eq!(round.join(" "), expected, "{last:?}");
     }
     let all = self::set(&["ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffc/126"]);
@@ -218,7 +235,12 @@ pub(crate) fn any_spec() -> impl Strategy<Value = RangeSpec> {
             if clear { with_prefix(subnet.network(), subnet.prefix()) } else { subnet }
         })
         .prop_flat_map(move |subnet| (Just(subnet), near(subnet), near(subnet), near(subnet)))
-        .prop_map(|(subnet, range_start, range_end, gateway)| RangeSpec { subnet, range_start, range_end, gateway })
+        .prop_map(|(subnet, range_start, range_end, gateway)| RangeSpec {
+            subnet,
+            range_start,
+            range_end,
+            gateway,
+        })
 }
 
 proptest! {
