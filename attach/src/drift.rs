@@ -253,3 +253,6 @@ fn pod_drift(wanted: &Wanted, pod: &PodEnd, found: &mut Vec<Drift>) {
 pub fn is_ours(owner: &crate::Owner, link_alias: Option<&str>) -> bool {
     link_alias.and_then(alias::parse).is_some_and(|alias| alias.owner_id == owner.id())
 }
+
+#[cfg(test)]
+mod tests;
