@@ -40,7 +40,7 @@ pub enum Event {
     Route(Box<Route>),
     /// A route is gone. The kernel does not say so for the IPv4 routes of a link that goes down.
     RouteRemoved(Box<Route>),
-    /// Events were lost, or could not be understood: read everything again.
+    /// Events were lost, or could not be understood: read everything again. What changes after this event is told.
     Overrun,
 }
 
@@ -75,6 +75,9 @@ pub struct Events {
     socket: AsyncFd<Socket>,
     buffer: Vec<u8>,
     queue: VecDeque<Event>,
+    /// The kernel dropped events and goes on to drop them until its queue has been read to the end. It says so once:
+    /// [`Event::Overrun`] may come only after that end, or who reads everything again would miss what follows.
+    congested: bool,
 }
 
 impl Events {
@@ -99,7 +102,7 @@ impl Events {
         // SAFETY: the socket owns its descriptor, always names the same one, and is neither closed nor taken out
         // before the AsyncFd is dropped.
         let socket = unsafe { AsyncFd::register(socket) }.map_err(|e| failed(e.into()))?;
-        Ok(Self { socket, buffer: Vec::with_capacity(32 * 1024), queue: VecDeque::new() })
+        Ok(Self { socket, buffer: Vec::with_capacity(32 * 1024), queue: VecDeque::new(), congested: false })
     }
 
     /// The next change. May be dropped while it waits and called again: nothing is lost.
@@ -123,9 +126,18 @@ impl Events {
                 }
                 Ok(_) => self.queue.extend(parse_replies(&self.buffer).filter_map(|reply| event(reply.body))),
                 Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)) {
-                    Errno::EAGAIN => ready.clear_ready(),
+                    Errno::EAGAIN => {
+                        ready.clear_ready();
+                        if std::mem::take(&mut self.congested) {
+                            self.queue.push_back(Event::Overrun);
+                        }
+                    }
                     Errno::EINTR => {}
-                    Errno::ENOBUFS => self.queue.push_back(Event::Overrun),
+                    // A second time: the first congestion has ended, unnoticed between two reads.
+                    Errno::ENOBUFS if std::mem::replace(&mut self.congested, true) => {
+                        self.queue.push_back(Event::Overrun);
+                    }
+                    Errno::ENOBUFS => {}
                     _ => return Err(failed(error)),
                 },
             }

@@ -144,7 +144,8 @@ pub struct VethSpec<'a> {
     pub peer_netns: BorrowedFd<'a>,
     /// The pod end's MAC address; `None` for a random one.
     pub peer_mac: Option<MacAddr>,
-    /// The pod end's index; `None` for the kernel's choice. A taken one fails with EBUSY or EEXIST.
+    /// The pod end's index; `None` for the kernel's choice. The kernel heeds it only together with a chosen index for
+    /// the host's end, which nobody needs: [`Netlink::apply_then_link`](crate::Netlink::apply_then_link) tells it.
     pub peer_index: Option<u32>,
 }
 

@@ -192,7 +192,7 @@ impl Netlink {
     /// # Errors
     /// A failure other than the link's absence.
     pub fn link(&mut self, link: LinkRef<'_>) -> Result<Option<Link>> {
-        self.one_link(link::query(link, None))
+        self.one_link(link, None)
     }
 
     /// The link of that index or name in the network namespace that has `nsid` here (see [`Link::peer_nsid`]).
@@ -200,10 +200,15 @@ impl Netlink {
     /// # Errors
     /// A failure other than the link's absence; EINVAL if no namespace has that id.
     pub fn peer_link(&mut self, nsid: i32, link: LinkRef<'_>) -> Result<Option<Link>> {
-        self.one_link(link::query(link, Some(nsid)))
+        self.one_link(link, Some(nsid))
     }
 
-    fn one_link(&mut self, query: Request<'_>) -> Result<Option<Link>> {
+    fn one_link(&mut self, link: LinkRef<'_>, nsid: Option<i32>) -> Result<Option<Link>> {
+        // No link has such a name, and the kernel refuses the question.
+        if matches!(link, LinkRef::Name(name) if name.len() > link::MAX_NAME) {
+            return Ok(None);
+        }
+        let query = link::query(link, nsid);
         let mut found = None;
         let mut ask = || {
             self.exchange(&[&query], &mut |body| {

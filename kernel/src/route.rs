@@ -328,3 +328,33 @@ fn multipath(bytes: &[u8]) -> Vec<(Nexthop, bool)> {
 fn via(value: &[u8]) -> Option<IpAddr> {
     ip(value.get(2..)?)
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use netlink_packet_core::NetlinkSerializable;
+
+    use super::*;
+
+    /// The route's message without its netlink header.
+    pub(crate) fn payload(route: &Route) -> Vec<u8> {
+        let message = RouteNetlinkMessage::NewRoute(message(route));
+        let mut payload = vec![0; message.buffer_len()];
+        message.serialize(&mut payload);
+        payload
+    }
+
+    #[test]
+    fn the_text_is_that_of_ip_route() {
+        let nexthop = |gateway: &str| Nexthop { gateway: gateway.parse().ok(), oif: Some(2) };
+        let mut route = Route::new("10.0.0.0/8".parse().expect("network"), vec![nexthop("10.1.0.1")]);
+        assert_eq!(route.to_string(), "10.0.0.0/8 via 10.1.0.1 dev 2");
+        route.nexthops.push(nexthop("10.1.0.2"));
+        (route.table, route.priority) = (100, Some(5));
+        assert_eq!(
+            route.to_string(),
+            "10.0.0.0/8 nexthop via 10.1.0.1 dev 2 nexthop via 10.1.0.2 dev 2 table 100 metric 5"
+        );
+        let default = Route::new("::/0".parse().expect("network"), vec![nexthop("fe80::1")]);
+        assert_eq!(default.to_string(), "default via fe80::1 dev 2");
+    }
+}
