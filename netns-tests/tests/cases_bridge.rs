@@ -251,7 +251,7 @@ fn bridges() -> Vec<Case> {
             plain(),
             vec![
                 script("ip link add br0 type vxlan id 7 dstport 4789"),
-                add("a").fails(7, &["br0", "not a bridge"]).into(),
+                add("a").fails(104, &["br0", "bridge"]).into(),
                 look("ip -n a -o link show type veth", Text::Is("")).into(),
             ],
             Same,
@@ -319,7 +319,7 @@ fn bridges() -> Vec<Case> {
                 script(
                     "ip link add br0 address 02:00:00:00:00:77 type bridge; ip address add 10.7.0.1/24 dev br0",
                 ),
-                add("a").fails(7, &["br0", "10.1.0.1/24"]).into(),
+                add("a").fails(104, &["br0", "10.1.0.1/24"]).into(),
                 look("ip -4 -br address show br0", Text::Has("10.7.0.1/24")).into(),
                 look("ip -n a -o link show type veth; ip -o link show type veth", Text::Is(""))
                     .reference(Text::Has("eth0"))
@@ -365,7 +365,7 @@ fn bridges() -> Vec<Case> {
                     "ip link add br0 address 02:00:00:00:00:77 type bridge; ip address add fd01::9/64 dev br0 nodad",
                 ),
                 script("ip address add fd07::1/64 dev br0 nodad"),
-                add("a").fails(7, &["br0", "fd01::1/64"]).into(),
+                add("a").fails(104, &["br0", "fd01::1/64"]).into(),
                 look("ip -n a -o link show type veth", Text::Is("")).reference(Text::Has("eth0")).into(),
                 add("b").config(json!({ "forceAddress": true })).into(),
                 look("ip -6 -br address show br0", Text::Lacks("fd01::9/64")).into(),
@@ -733,7 +733,7 @@ fn failures() -> Vec<Case> {
             vec![
                 add("a").ifname("eth1").into(),
                 script("ip -n a link add eth0 type vxlan id 7 dstport 4789"),
-                add("a").fails(7, &["eth0", "exists"]).into(),
+                add("a").fails(105, &["eth0", "exists"]).into(),
                 look("ip -n a -d -o link show eth0", Text::Has("vxlan")).into(),
                 look("ip -o link show type veth | wc -l", Text::Is("1")).into(),
                 script("ip -n a link del eth0"),
@@ -747,8 +747,8 @@ fn failures() -> Vec<Case> {
                 script(
                     "ip link add br0 address 02:00:00:00:00:77 type bridge; ip address add 10.7.0.1/24 dev br0",
                 ),
-                add("a").fails(7, &["br0"]).into(),
-                add("b").fails(7, &["br0"]).into(),
+                add("a").fails(104, &["br0"]).into(),
+                add("b").fails(104, &["br0"]).into(),
                 script("ip address del 10.7.0.1/24 dev br0"),
                 // The only address of the range.
                 add("c").addresses(&["10.1.0.2/30"]).into(),
@@ -784,7 +784,7 @@ fn failures() -> Vec<Case> {
 }
 
 /// The code of an exhausted range.
-const FULL: u64 = 110;
+const FULL: u64 = 107;
 
 /// What somebody else does to an attachment, and what CHECK says then.
 fn tampering() -> Vec<Case> {
