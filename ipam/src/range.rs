@@ -152,8 +152,10 @@ impl Range {
         let subnet = spec.subnet;
         check_subnet(subnet)?;
         let (first, last) = usable(subnet);
+        // Go writes IPv4 addresses in IPv6's form now and then. In an IPv6 subnet such a one is what it says.
+        let in_family = |address: IpAddr| if subnet.is_ipv4() { address.to_canonical() } else { address };
         let bound = |key, given: Option<IpAddr>, default| -> Result<IpAddr, RangeError> {
-            let Some(address) = given.map(|address| address.to_canonical()) else { return Ok(default) };
+            let Some(address) = given.map(in_family) else { return Ok(default) };
             if address.is_ipv4() != subnet.is_ipv4() {
                 return Err(RangeError::Family { key, address, subnet });
             }
@@ -170,7 +172,7 @@ impl Range {
         if start > last || end < first {
             return Err(RangeError::Unusable { start, end, subnet });
         }
-        let gateway = match spec.gateway.map(|gateway| gateway.to_canonical()) {
+        let gateway = match spec.gateway.map(in_family) {
             // A link-local router serves any subnet of its link: `fe80::1` is a usual gateway.
             Some(gateway) if gateway.is_ipv4() == subnet.is_ipv4() && is_link_local(gateway) => gateway,
             gateway => bound("gateway", gateway, first)?,

@@ -58,7 +58,8 @@ fn defaults_are_those_of_host_local() {
         ("10.0.0.0/24 start=10.0.0.100 gw=10.0.0.254", "10.0.0.100-10.0.0.254", "10.0.0.254"),
         ("fd00::/64 end=fd00::9 gw=fe80::1", "fd00::1-fd00::9", "fe80::1"),
         ("10.0.0.0/24 gw=169.254.1.1", "10.0.0.1-10.0.0.254", "169.254.1.1"),
-        // Go writes IPv4 addresses in IPv6 form now and then.
+        ("::/80 end=::ffff:10.0.0.1", "::1-::ffff:10.0.0.1", "::1"),
+        // Go writes IPv4 addresses in IPv6's form now and then.
         ("10.0.0.0/24 start=::ffff:10.0.0.5", "10.0.0.5-10.0.0.254", "10.0.0.1"),
     ] {
         let range = range(text);

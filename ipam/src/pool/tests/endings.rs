@@ -174,6 +174,16 @@ fn a_del_that_died_is_ended_or_reported() {
 }
 
 #[test]
+fn no_rest_is_longer_than_the_store_remembers() {
+    let mut node = Node::new(vec![set(&["10.0.0.0/30"])]);
+    node.quarantine_ms = u64::MAX;
+    node.add("a");
+    node.del("a");
+    node.sleep(LONGEST_QUARANTINE_MS);
+    assert_eq!(node.reserve("b").notices, Vec::<String>::new());
+}
+
+#[test]
 fn what_rested_longest_ago_is_forgotten() {
     let mut node = Node::new(vec![set(&["fd00::/64"])]);
     for i in 0..10 {
