@@ -160,6 +160,13 @@ impl Config {
         let args = reader.take(root.object("args").and_then(|args| args.object("cni")))?;
 
         let ipam = ipam::read(&root, &args, &runtime, environment, &network, &mut reader)?;
+        if ipam == Ipam::None && network.version.is_single_address() {
+            let message = format!(
+                "CNI version {} has no result without an IP address: ipam is needed",
+                network.version
+            );
+            reader.refuse(wrong(message))?;
+        }
         let bridge = BridgeConfig::read(&root, &ipam, &mut reader)?;
         refuse_unsupported(&root, &runtime, &mut reader)?;
         let valid_attachments = match environment.verb {
@@ -226,10 +233,10 @@ impl BridgeConfig {
         };
         if config.hairpin_mode && config.promisc_mode {
             // A promiscuous bridge receives a hairpinned frame twice.
-            reader.refuse(conflict("hairpinMode and promiscMode cannot both be true"))?;
+            reader.refuse(wrong("hairpinMode and promiscMode cannot both be true"))?;
         }
         if config.disable_container_interface && *ipam != Ipam::None {
-            reader.refuse(conflict(
+            reader.refuse(wrong(
                 "disableContainerInterface is for L2 attachments: it cannot be used with ipam",
             ))?;
         }
@@ -237,7 +244,7 @@ impl BridgeConfig {
     }
 }
 
-fn conflict(message: &str) -> CniError {
+fn wrong(message: impl Into<String>) -> CniError {
     CniError::new(code::INVALID_NETWORK_CONFIG, message)
 }
 
@@ -261,7 +268,7 @@ fn read_bridge(field: &Field<'_>) -> Result<Option<String>, CniError> {
 /// What the reference plugins do and we do not (yet): to go on without it would be worse than to stop.
 fn refuse_unsupported(root: &Field<'_>, runtime: &Field<'_>, reader: &mut Reader) -> Result<(), CniError> {
     let vlan = root.at("vlan");
-    if reader.take(vlan.number(0..=4094))?.is_some_and(|id| id != 0) {
+    if reader.take(vlan.number(0..=u64::MAX))?.is_some_and(|id| id != 0) {
         reader.refuse(vlan.unsupported("podwire does not tag frames; leave it out or set it to 0"))?;
     }
     let trunk = root.at("vlanTrunk");

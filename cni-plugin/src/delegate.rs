@@ -50,14 +50,14 @@ impl Delegate {
     /// Has it allocate addresses.
     ///
     /// # Errors
-    /// The plugin's own code and message, with its name; code 103 if it fails without a word, 6 if its result
-    /// cannot be read. After any of these the caller should have it do a DEL.
+    /// The plugin's own code and message, with its name; code 103 if it fails without a word or its result cannot
+    /// be read. After any of these the caller should have it do a DEL.
     pub fn add(&self, environment: &Environment, stdin: &[u8]) -> Result<CniResult, CniError> {
         let stdout = self.run(Verb::Add, environment, stdin)?;
         let result = CniResult::parse(&stdout);
         result.map_err(|error| {
             let context = format!("cannot read the result of IPAM plugin {:?}", self.name);
-            CniError { code: code::DECODING_FAILURE, ..error.context(&context) }
+            CniError { code: code::DELEGATE_FAILED, ..error.context(&context) }
         })
     }
 

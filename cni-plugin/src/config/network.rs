@@ -17,8 +17,8 @@ pub struct Network {
 impl Network {
     /// The version alone, for the errors about all the rest; the latest where there is none that we speak.
     pub fn version_of(stdin: &[u8]) -> CniVersion {
-        let value = parse_folded(stdin).unwrap_or_default();
-        version(&Field::root(&value)).unwrap_or(CniVersion::LATEST)
+        let value = parse_folded(stdin);
+        value.and_then(|value| version(&Field::root(&value))).unwrap_or(CniVersion::LATEST)
     }
 
     pub(crate) fn from_field(root: &Field<'_>, verb: Verb) -> Result<Self, CniError> {

@@ -81,7 +81,7 @@ fn what_it_prints_instead_of_json_is_quoted() {
     for printed in ["", "hello", "[]", r#"{"ips":[{"address":"10.0.0.1"}]}"#] {
         let script = Script::new(&format!("echo '{printed}'"));
         let error = script.delegate().add(&environment("ADD"), b"{}").unwrap_err();
-        assert_eq!(error.code, code::DECODING_FAILURE, "{printed}: {error}");
+        assert_eq!(error.code, code::DELEGATE_FAILED, "{printed}: {error}");
         assert!(error.msg.contains("other-ipam"), "{error}");
     }
 }

@@ -124,7 +124,8 @@ impl Environment {
         };
         if verb.is_of_container() {
             check_container(&raw.container)?;
-            check_ifname(&raw.ifname).map_err(|why| wrong(format!("invalid CNI_IFNAME: {why}")))?;
+            check_ifname(&raw.ifname)
+                .map_err(|why| wrong(format!("invalid interface name in CNI_IFNAME: {why}")))?;
             environment.container = raw.container;
             environment.ifname = raw.ifname;
             environment.netns = Some(raw.netns).filter(|netns| !netns.is_empty());
@@ -224,7 +225,7 @@ pub(crate) fn is_name(text: &str) -> bool {
 pub(crate) fn check_ifname(name: &str) -> Result<(), String> {
     let shown = shorten(name);
     if name.is_empty() {
-        return Err("an interface's name is not empty".to_owned());
+        return Err("it is empty".to_owned());
     }
     if name.len() > MAX_IFNAME {
         return Err(format!("{shown:?} has more than {MAX_IFNAME} bytes"));

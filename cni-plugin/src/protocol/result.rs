@@ -130,7 +130,7 @@ impl CniResult {
         };
         let (ip4, ip6) = (of_family(true)?, of_family(false)?);
         if ip4.is_none() && ip6.is_none() {
-            return Err(wrong("there is no address"));
+            return Err(wrong("there is no IP address"));
         }
         Ok(document::SingleAddress {
             cni_version: version.as_str(),

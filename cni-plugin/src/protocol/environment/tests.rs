@@ -100,7 +100,7 @@ fn interfaces_have_names_that_the_kernel_takes() {
     for bad in [".", "..", "a/b", "a:b", "a b", "a\tb", "a\nb", "a\u{a0}b", "sixteen_bytes_xy", "ääääääää"]
     {
         let message = message(with("DEL", &[("CNI_IFNAME", bad)]));
-        assert!(message.starts_with(&format!("invalid CNI_IFNAME: {bad:?}")), "{message}");
+        assert!(message.starts_with(&format!("invalid interface name in CNI_IFNAME: {bad:?}")), "{message}");
     }
 }
 

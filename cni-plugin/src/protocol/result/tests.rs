@@ -103,7 +103,7 @@ fn results_before_0_3_have_one_address_for_each_family() {
         more.ips.push(ip(1, "10.2.0.7/24", ""));
         let mut none = full();
         none.ips.clear();
-        for (result, why) in [(more, "there are more"), (none, "there is no address")] {
+        for (result, why) in [(more, "there are more"), (none, "there is no IP address")] {
             let error = result.to_json(version).unwrap_err();
             assert_eq!(error.code, code::INVALID_NETWORK_CONFIG);
             assert!(error.msg.contains(why) && error.msg.contains(version.as_str()), "{error}");
