@@ -28,7 +28,7 @@ mod process;
 
 pub use error::{LabError, Result};
 pub use netns::Netns;
-pub use node::{Lab, Node, NodeOptions, dist_dir};
+pub use node::{Lab, Node, NodeOptions, dist_dir, fault_dist_dir};
 pub use plugin::{Answer, PluginCall, uses_reference};
 pub use pod::Pod;
 pub use process::{Finished, LIMIT, finish, program, wait_for};

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::error::{LabError, Result};
+use crate::node::target_dir;
 use crate::process::{finish, program};
 
 /// Where a Debian machine gets its packages when its own sources name no mirror.
@@ -85,9 +86,7 @@ fn fetch(release: &str, version: &str) -> Result<PathBuf> {
 }
 
 fn cache_dir() -> Result<PathBuf> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    let target = target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"));
-    let dir = target.join("newer-containerd");
+    let dir = target_dir().join("newer-containerd");
     fs::create_dir_all(&dir).map_err(LabError::because(format!("make {}", dir.display())))?;
     dir.canonicalize().map_err(LabError::because(format!("find {}", dir.display())))
 }

@@ -41,6 +41,21 @@ pub fn dist_dir() -> PathBuf {
     }
 }
 
+/// The directory with the same programs made for fault tests, which can be told to die at a named step: the environment
+/// variable `PODWIRE_FAULT_DIST`, else `faults` in the target directory, where `scripts/build-faults` leaves them.
+pub fn fault_dist_dir() -> PathBuf {
+    match std::env::var_os("PODWIRE_FAULT_DIST") {
+        Some(dir) => PathBuf::from(dir),
+        None => target_dir().join("faults"),
+    }
+}
+
+/// Cargo's target directory.
+pub(crate) fn target_dir() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"))
+}
+
 /// A set of nodes with names of their own and a directory on a real disk, removed with the last of them.
 #[derive(Clone)]
 pub struct Lab(Arc<LabInner>);
@@ -106,6 +121,8 @@ pub struct NodeOptions {
     pub small: Vec<(PathBuf, u64)>,
     /// Directories of the machine that are seen in the node too: outside, inside.
     pub shared: Vec<(PathBuf, PathBuf)>,
+    /// Run the programs that can be told to die at a named step: see [`fault_dist_dir`].
+    pub faults: bool,
     /// Leave /opt/cni/bin empty instead of linking podwire and Debian's reference plugins there.
     pub no_plugins: bool,
 }

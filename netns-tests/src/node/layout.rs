@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 
-use super::{Lab, NodeOptions, STAGE, dist_dir};
+use super::{Lab, NodeOptions, STAGE, dist_dir, fault_dist_dir};
 use crate::error::{LabError, Result};
 
 /// Where Debian puts the reference plugins.
@@ -17,7 +17,7 @@ pub(super) fn lay_out(lab: &Lab, options: &NodeOptions) -> Result<()> {
     // What the machine mounts and unmounts meanwhile is followed; nothing goes the other way.
     mount_at("none", "/", None, MsFlags::MS_REC | MsFlags::MS_SLAVE, None)?;
     // The programs may lie below a directory that is about to be covered: they are held by descriptor.
-    let programs = File::open(dist_dir()).ok();
+    let programs = File::open(if options.faults { fault_dist_dir() } else { dist_dir() }).ok();
     let mut shared = Vec::new();
     for (outside, inside) in &options.shared {
         let what = || format!("open {}", outside.display());
