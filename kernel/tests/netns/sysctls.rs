@@ -50,15 +50,18 @@ fn a_links_name_may_have_dots() {
 /// A link with a default route from a real router advertisement, sent by the other end.
 fn advertised(netlink: &mut Netlink) -> (Link, Netns) {
     let (link, router) = pair(netlink, "uplink");
-    router
-        .run(|| {
-            let mut netlink = crate::lab::socket();
-            let eth0 = netlink.link(LinkRef::Name("eth0")).expect("asked").expect("there");
-            // Known and usable at once, instead of the one that DAD keeps waiting.
-            netlink.apply(&[addr::add(eth0.index, network("fe80::1/64"), true)]).expect("an address");
-            advertise(eth0.index);
-        })
-        .expect("enter");
+    let advertise = || {
+        let mut netlink = crate::lab::socket();
+        let eth0 = netlink.link(LinkRef::Name("eth0")).expect("asked").expect("there");
+        // Usable at once, instead of the one that DAD keeps waiting. From the second time on it is there.
+        let _ = netlink.apply(&[addr::add(eth0.index, network("fe80::1/64"), true)]);
+        advertise(eth0.index);
+    };
+    // Again and again, as routers do: the link may not listen yet.
+    eventually("the advertised route", || {
+        router.run(advertise).expect("enter");
+        learned(netlink, &link).then_some(())
+    });
     (link, router)
 }
 
@@ -92,7 +95,6 @@ fn a_default_route_from_a_router_advertisement_outlives_forwarding() {
         // Another link without such a route is left alone.
         let (quiet, _far) = pair(&mut netlink, "quiet");
         let (link, _router) = advertised(&mut netlink);
-        eventually("the advertised route", || learned(&mut netlink, &link).then_some(()));
         assert!(sysctl::enable_forwarding(&mut netlink, Family::V6).expect("switched on"));
         assert_eq!(sysctl::read("net/ipv6/conf/all/forwarding").expect("read"), "1");
         assert!(learned(&mut netlink, &link), "the default route is gone");
@@ -110,7 +112,6 @@ fn forwarding_alone_costs_the_advertised_default_route() {
     in_new_netns(|| {
         let mut netlink = crate::lab::socket();
         let (link, _router) = advertised(&mut netlink);
-        eventually("the advertised route", || learned(&mut netlink, &link).then_some(()));
         assert!(sysctl::write("net/ipv6/conf/all/forwarding", "1").expect("written"));
         assert!(!learned(&mut netlink, &link));
     });
