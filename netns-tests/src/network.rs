@@ -36,7 +36,7 @@ pub fn conflist(name: &str) -> Result<Value> {
     Ok(conflist)
 }
 
-/// The leases that are recorded in a node: `address owner`, one each, sorted.
+/// The leases that are recorded in a node, one text each, sorted. They are for comparing and showing.
 ///
 /// # Errors
 /// If the store cannot be listed.
@@ -49,7 +49,14 @@ pub fn leases(node: &Node, network: &str) -> Result<Vec<String>> {
             .filter(|name| name != "lock" && !name.starts_with("last_reserved_ip"))
             .collect());
     }
-    Err(LabError::new("not written yet"))
+    let podwired = Node::dist("podwired").to_string_lossy().into_owned();
+    let what = "list the leases";
+    let listed = node.run(&podwired, &["ipam", "list", "--json", "--network", network])?.success(what)?;
+    let listed: Value = serde_json::from_slice(&listed.stdout).map_err(LabError::because(what))?;
+    let listed = listed.as_array().ok_or_else(|| LabError::new(format!("{what}: {listed}")))?;
+    let mut leases: Vec<_> = listed.iter().map(Value::to_string).collect();
+    leases.sort();
+    Ok(leases)
 }
 
 /// What an attachment could leave behind on a node and must not: links other than the bridge, leases, cached
