@@ -92,6 +92,12 @@ pub enum Refusal {
         /// The set's ranges.
         ranges: String,
     },
+    /// The range sets overlap, so that one pod could get one address twice.
+    #[error("{reason}")]
+    Sets {
+        /// Which of them, and where.
+        reason: String,
+    },
     /// The store has not been told in which boot it is used, so that it cannot tell live leases from dead ones.
     #[error("the address store has not been opened for this boot")]
     BootUnknown,

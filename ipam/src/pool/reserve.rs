@@ -7,7 +7,9 @@ use podwire_attach::{Attachment, NetworkId, OwnerId, PodAddress};
 
 use super::{LONGEST_QUARANTINE_MS, Pool, gateways};
 use crate::range::successor;
-use crate::{BootMillis, Change, Grant, Hold, Lease, LeaseState, Origin, RangeSet, Refusal, Reserve};
+use crate::{
+    BootMillis, Change, Grant, Hold, Lease, LeaseState, Origin, RangeSet, Refusal, Reserve, check_sets,
+};
 
 /// How many addresses one reservation at most forgets to have rested: a transaction stays small.
 const FORGET_AT_ONCE: usize = 4;
@@ -45,6 +47,7 @@ impl Pool {
     /// [`Refusal`]; nothing is changed then.
     pub fn reserve(&self, request: &Reserve, now: BootMillis) -> Result<(Grant, Vec<Change>), Refusal> {
         let boot = self.boot.clone().ok_or(Refusal::BootUnknown)?;
+        check_sets(&request.sets).map_err(|error| Refusal::Sets { reason: error.to_string() })?;
         let owner = &request.attachment.owner;
         let mut plan = Plan {
             pool: self,
@@ -129,7 +132,7 @@ impl Plan<'_> {
     fn kept(&self, set: &RangeSet) -> Option<IpAddr> {
         self.earlier?.held().find(|address| {
             set.contains(*address)
-                && !self.unavailable(*address)
+                && !self.gateways.contains(address)
                 && self.pool.hold(self.network, *address) == Some(Hold::Leased(self.owner))
         })
     }
@@ -146,7 +149,7 @@ impl Plan<'_> {
             while let Some(candidate) = at.filter(|address| *address <= end) {
                 at = successor(candidate);
                 let hold = holds.next_if(|((_, address), _)| *address == candidate).map(|(_, hold)| *hold);
-                if self.unavailable(candidate) {
+                if self.gateways.contains(&candidate) {
                     continue;
                 }
                 match hold {
@@ -173,12 +176,6 @@ impl Plan<'_> {
     /// A time that lies ahead has not rested at all: it was written under another clock.
     fn rested_ms(&self, since: BootMillis) -> u64 {
         self.now.0.saturating_sub(since.0)
-    }
-
-    /// Not to be given whether held or not.
-    fn unavailable(&self, address: IpAddr) -> bool {
-        self.gateways.contains(&address)
-            || self.given.iter().any(|given| given.address.address.ip() == address)
     }
 
     fn finish(mut self, request: &Reserve, boot: String) -> (Grant, Vec<Change>) {

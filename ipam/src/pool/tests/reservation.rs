@@ -102,7 +102,16 @@ fn each_set_gives_one_address() {
 }
 
 #[test]
-fn one_set_may_stand_for_l2() {
+fn sets_that_overlap_are_refused() {
+    let mut node = Node::new(vec![set(&["10.0.0.0/24"]), set(&["10.0.0.0/25"])]);
+    assert_eq!(
+        node.refusal("a", &[]),
+        "range set 0 overlaps with range set 1: 10.0.0.1-10.0.0.254 and 10.0.0.1-10.0.0.126"
+    );
+}
+
+#[test]
+fn no_set_stands_for_l2() {
     let mut node = Node::new(Vec::new());
     assert_eq!(node.add("a"), "");
     assert_eq!(node.lease("a").map(|lease| lease.state), Some(LeaseState::Attached));
