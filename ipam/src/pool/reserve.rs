@@ -149,19 +149,20 @@ impl Plan<'_> {
             while let Some(candidate) = at.filter(|address| *address <= end) {
                 at = successor(candidate);
                 let hold = holds.next_if(|((_, address), _)| *address == candidate).map(|(_, hold)| *hold);
+                let since = match hold {
+                    Some(Hold::Leased(_) | Hold::Unknown(_)) => continue,
+                    Some(Hold::Resting(since)) => Some(since),
+                    None => None,
+                };
                 if self.gateways.contains(&candidate) {
                     continue;
                 }
-                match hold {
-                    None => return Some(candidate),
-                    Some(Hold::Resting(since)) if self.rested_ms(since) >= self.quarantine_ms => {
-                        return Some(candidate);
-                    }
-                    Some(Hold::Resting(since)) => {
+                match since {
+                    Some(since) if self.rested_ms(since) < self.quarantine_ms => {
                         let this = (since, candidate);
                         longest = Some(longest.map_or(this, |other| other.min(this)));
                     }
-                    Some(Hold::Leased(_) | Hold::Unknown(_)) => {}
+                    Some(_) | None => return Some(candidate),
                 }
             }
         }
