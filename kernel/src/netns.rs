@@ -17,6 +17,7 @@ use nix::sys::statfs::{FsType, fstatfs};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::netlink::Netlink;
 
 /// `NSFS_MAGIC` of linux/magic.h: the file system of namespaces.
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
@@ -71,7 +72,7 @@ pub struct Netns {
     file: File,
     device: u64,
     inode: u64,
-    ctime_ns: i128,
+    ctime_ns: i64,
     path: PathBuf,
 }
 
@@ -104,7 +105,7 @@ impl Netns {
         if kind != libc::CLONE_NEWNET {
             return Err(wrong("a namespace of another kind"));
         }
-        let ctime_ns = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
+        let ctime_ns = metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec());
         Ok(Self { device: metadata.dev(), inode: metadata.ino(), ctime_ns, path: path.to_owned(), file })
     }
 
@@ -140,10 +141,9 @@ impl Netns {
     }
 
     /// [`Netns::identity`] with the cookie that a socket of that namespace told
-    /// ([`Netlink::netns_cookie`](crate::Netlink::netns_cookie)).
+    /// ([`Netlink::netns_cookie`]).
     pub fn identity_with(&self, cookie: Option<u64>) -> NetnsIdentity {
-        let ctime_ns = i64::try_from(self.ctime_ns).unwrap_or(0);
-        NetnsIdentity { device: self.device, inode: self.inode, ctime_ns, cookie }
+        NetnsIdentity { device: self.device, inode: self.inode, ctime_ns: self.ctime_ns, cookie }
     }
 
     /// Runs `f` inside, on a thread that ends with it. The calling thread stays where it is, also when `f` fails;
@@ -166,6 +166,16 @@ impl Netns {
                 .map_err(|e| Error::io(OP, object(), &e))?;
             thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
         })
+    }
+}
+
+impl Netns {
+    /// A netlink socket inside, to be used from here: one thread for all requests instead of one for each.
+    ///
+    /// # Errors
+    /// As [`Netns::run`] and [`Netlink::open`].
+    pub fn netlink(&self) -> Result<Netlink> {
+        self.run(Netlink::open)?
     }
 }
 

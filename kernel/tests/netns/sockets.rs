@@ -87,6 +87,10 @@ fn a_socket_stays_in_the_namespace_where_it_was_opened() {
         let seen = pod.run(|| here.link(LinkRef::Name("left")).expect("asked").is_some());
         assert!(seen.expect("enter"));
         assert_eq!(here.netns_cookie(), socket().netns_cookie());
-        assert_ne!(here.netns_cookie(), pod.run(|| socket().netns_cookie()).expect("enter"));
+        let mut there = pod.netlink().expect("a socket inside");
+        assert!(there.link(LinkRef::Name("eth0")).expect("asked").is_some());
+        assert!(there.link(LinkRef::Name("left")).expect("asked").is_none());
+        assert_ne!(here.netns_cookie(), there.netns_cookie());
+        assert_eq!(there.netns_cookie(), pod.run(|| socket().netns_cookie()).expect("enter"));
     });
 }
