@@ -7,12 +7,10 @@
 
 pub mod config;
 pub mod delegate;
+mod failure;
+pub mod program;
 pub mod protocol;
-pub mod verbs {
-    //! One file a verb: where addresses and attachments meet.
-
-    pub mod loopback;
-}
+pub mod verbs;
 
 pub use config::Config;
 pub use delegate::Delegate;

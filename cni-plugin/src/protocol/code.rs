@@ -31,3 +31,17 @@ pub const CHECK_FAILED: u32 = 101;
 pub const DELEGATE_MISSING: u32 = 102;
 /// The IPAM plugin failed without saying why in the protocol's words.
 pub const DELEGATE_FAILED: u32 = 103;
+/// The bridge's name or an address on it is somebody else's.
+pub const BRIDGE_CONFLICT: u32 = 104;
+/// The pod has an interface of that name which is not ours.
+pub const IFNAME_TAKEN: u32 = 105;
+/// The node has a link of the name that this attachment's would have, and it is not ours.
+pub const LINK_TAKEN: u32 = 106;
+/// An address is not to be had: the range is full, or the requested one is taken or outside.
+pub const ADDRESS_REFUSED: u32 = 107;
+/// The address store cannot be opened, read or written.
+pub const STORE: u32 = 108;
+/// GC did what it could; the message names the rest.
+pub const GC_INCOMPLETE: u32 = 109;
+/// An ADD failed, and so did taking back what it had done; the message names what stays.
+pub const NOT_UNDONE: u32 = 110;

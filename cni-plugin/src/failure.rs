@@ -1,0 +1,43 @@
+//! What went wrong below, as the runtime is told: one match for each crate's errors. docs/errors.md lists the
+//! codes.
+
+use podwire_attach::AttachError;
+use podwire_ipam::Error as IpamError;
+
+use crate::protocol::{CniError, code};
+
+/// The kernel refused.
+pub(crate) fn kernel(error: podwire_kernel::Error) -> CniError {
+    let failure = CniError::from_cause(code::KERNEL, &error);
+    if error.is_denied() {
+        return failure
+            .with_details("podwire needs CAP_NET_ADMIN and CAP_SYS_ADMIN: the runtime must run as root");
+    }
+    failure
+}
+
+/// An attachment could not be made.
+pub(crate) fn attach(error: AttachError) -> CniError {
+    let code = match &error {
+        AttachError::Kernel(cause) => return kernel(cause.clone()),
+        AttachError::Conflict(_) => code::BRIDGE_CONFLICT,
+        AttachError::IfnameTaken { .. } => code::IFNAME_TAKEN,
+        AttachError::Unsettled(_) => code::TRY_AGAIN_LATER,
+        AttachError::NotUndone { .. } => code::NOT_UNDONE,
+    };
+    CniError::from_cause(code, &error)
+}
+
+/// The allocator refused, or could not be reached.
+pub(crate) fn ipam(error: IpamError) -> CniError {
+    let code = match &error {
+        error if error.retry() => code::TRY_AGAIN_LATER,
+        IpamError::Refused(_) => code::ADDRESS_REFUSED,
+        _ => match error.code() {
+            "refused" => code::ADDRESS_REFUSED,
+            "kernel" => code::KERNEL,
+            _ => code::STORE,
+        },
+    };
+    CniError::from_cause(code, &error)
+}

@@ -1,0 +1,190 @@
+//! Where a pod's addresses come from: our own pool, another IPAM plugin, or nowhere. An attachment is recorded
+//! in the store in all three cases, so that GC knows it.
+
+use podwire_attach::{Attachment, Owner, PodAddress};
+use podwire_ipam::{Allocator, Dirs, Error, Grant, RangeSet, Reserve};
+
+use super::node;
+use super::wanted::{Addressing, NodeFacts};
+use crate::config::{Config, Ipam, IpamConfig};
+use crate::protocol::{CniError, CniResult, code};
+use crate::{Delegate, Environment, Verb, failure};
+
+/// The store's directories, as configured.
+pub(super) fn dirs(config: &Config) -> Dirs {
+    Dirs::new(&config.state_dir, &config.run_dir)
+}
+
+/// The network's range sets: configured, or this node's as the agent says.
+///
+/// # Errors
+/// Code 11 when the agent has not said them yet.
+pub(super) fn range_sets(
+    config: &Config,
+    ipam: &IpamConfig,
+    node: &NodeFacts,
+) -> Result<Vec<RangeSet>, CniError> {
+    if !ipam.node_ranges {
+        return Ok(ipam.sets.clone());
+    }
+    match &node.agent {
+        Some(agent) => agent.range_sets(),
+        None => Err(CniError::new(
+            code::TRY_AGAIN_LATER,
+            format!(
+                "network {:?} has no ranges of its own, and the agent has not joined the cluster yet: {} is missing",
+                config.network.name,
+                dirs(config).node(&config.network.name).display()
+            ),
+        )),
+    }
+}
+
+/// The request for this attachment's addresses.
+///
+/// # Errors
+/// See [`range_sets`].
+fn request(config: &Config, attachment: &Attachment, node: &NodeFacts) -> Result<Reserve, CniError> {
+    let (sets, requested, quarantine_ms) = match &config.ipam {
+        Ipam::InProcess(ipam) => {
+            (range_sets(config, ipam, node)?, ipam.requested.clone(), ipam.quarantine_ms)
+        }
+        Ipam::None | Ipam::Delegated { .. } => (Vec::new(), Vec::new(), 0),
+    };
+    Ok(Reserve {
+        attachment: attachment.clone(),
+        sets,
+        requested,
+        quarantine_ms,
+        import_dir: import_dir(config),
+    })
+}
+
+/// host-local's directory of this network.
+pub(super) fn import_dir(config: &Config) -> Option<std::path::PathBuf> {
+    match &config.ipam {
+        Ipam::InProcess(ipam) => Some(ipam.data_dir.join(&config.network.name)),
+        Ipam::None | Ipam::Delegated { .. } => None,
+    }
+}
+
+/// A pod's addresses, held until [`Reservation::keep`] or [`Reservation::take_back`].
+pub(super) struct Reservation {
+    allocator: Allocator,
+    owner: Owner,
+    grant: Grant,
+    addressing: Addressing,
+    delegate: Option<Delegate>,
+}
+
+impl Reservation {
+    /// Reserves, durably.
+    ///
+    /// # Errors
+    /// Nothing stays reserved then.
+    pub(super) fn make(
+        env: &Environment,
+        config: &Config,
+        attachment: &Attachment,
+        node: &NodeFacts,
+    ) -> Result<Self, CniError> {
+        let request = request(config, attachment, node)?;
+        let dns = node::resolv_conf(config)?;
+        // A foreign plugin first: it may take long, and a store opened here keeps all others out.
+        let delegate = match &config.ipam {
+            Ipam::Delegated { plugin } => Some(Delegate::find(plugin, &env.path)?),
+            Ipam::None | Ipam::InProcess(_) => None,
+        };
+        let delegated = match &delegate {
+            Some(delegate) => Some(delegated(delegate, env, config)?),
+            None => None,
+        };
+        let reserved = Allocator::connect(&dirs(config)).and_then(|mut allocator| {
+            let grant = allocator.reserve(&request)?;
+            Ok((allocator, grant))
+        });
+        let (mut allocator, grant) = match reserved {
+            Ok(both) => both,
+            Err(error) => return Err(released(failure::ipam(error), delegate.as_ref(), env, config)),
+        };
+        for notice in allocator.notices().iter().chain(&grant.notices) {
+            super::say(notice);
+        }
+        let addressing = delegated.unwrap_or_else(|| Addressing {
+            addresses: grant.addresses.clone(),
+            routes: match &config.ipam {
+                Ipam::InProcess(ipam) => ipam.routes.clone(),
+                Ipam::None | Ipam::Delegated { .. } => Vec::new(),
+            },
+            dns,
+        });
+        Ok(Self { allocator, owner: attachment.owner.clone(), grant, addressing, delegate })
+    }
+
+    /// What was given.
+    pub(super) fn addressing(&self) -> Addressing {
+        self.addressing.clone()
+    }
+
+    /// The attachment stands.
+    ///
+    /// # Errors
+    /// A DEL or GC has ended the attachment meanwhile: it must be undone.
+    pub(super) fn keep(&mut self) -> Result<(), CniError> {
+        match self.allocator.attached(&self.owner, self.grant.generation, None) {
+            Err(error @ Error::Stale(_)) => Err(failure::ipam(error)),
+            Err(error) => {
+                // The lease is durable and its link exists, which makes it alive: only the word is missing.
+                super::say(&format!("{} could not be marked as attached: {error}", self.owner));
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Gives everything back after `error`, and returns it with what could not be given back.
+    pub(super) fn take_back(mut self, env: &Environment, config: &Config, error: CniError) -> CniError {
+        let error = match self.allocator.cancel(&self.owner, self.grant.generation) {
+            Ok(()) => error,
+            Err(cancel) => also(error, &format!("the addresses stay reserved until DEL: {cancel}")),
+        };
+        released(error, self.delegate.as_ref(), env, config)
+    }
+}
+
+fn released(error: CniError, delegate: Option<&Delegate>, env: &Environment, config: &Config) -> CniError {
+    match delegate.map(|delegate| delegate.call(Verb::Del, env, &config.stdin)) {
+        Some(Err(failed)) => {
+            also(error, &format!("the IPAM plugin did not take its addresses back: {failed}"))
+        }
+        _ => error,
+    }
+}
+
+fn also(error: CniError, what: &str) -> CniError {
+    let details =
+        if error.details.is_empty() { what.to_owned() } else { format!("{}; {what}", error.details) };
+    error.with_details(details)
+}
+
+fn delegated(delegate: &Delegate, env: &Environment, config: &Config) -> Result<Addressing, CniError> {
+    let result = delegate.add(env, &config.stdin)?;
+    if result.ips.is_empty() {
+        let error = CniError::new(code::DELEGATE_FAILED, "the IPAM plugin returned no address");
+        return Err(released(error, Some(delegate), env, config));
+    }
+    Ok(of_result(&result))
+}
+
+/// The addresses, routes and name servers of a result.
+pub(super) fn of_result(result: &CniResult) -> Addressing {
+    Addressing {
+        addresses: result
+            .ips
+            .iter()
+            .map(|ip| PodAddress { address: ip.address, gateway: ip.gateway })
+            .collect(),
+        routes: result.routes.clone(),
+        dns: result.dns.clone(),
+    }
+}

@@ -1,0 +1,109 @@
+//! CHECK: what ADD made is still there. Each difference is named.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use podwire_attach::drift::drift;
+use podwire_attach::{Attachment, observe_attachment};
+use podwire_ipam::Allocator;
+use podwire_kernel::{MacAddr, Netlink};
+
+use super::wanted::{complete, wanted};
+use super::{addresses, node};
+use crate::config::{Config, Ipam};
+use crate::protocol::{CniError, CniResult, code};
+use crate::{Delegate, Environment, Verb, failure};
+
+/// The agent repairs what others change; what it is at work on is not reported.
+const REPAIR: Duration = Duration::from_millis(300);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Checks an attachment against its previous result, its configuration and its lease.
+///
+/// # Errors
+/// Code 101 names all differences.
+pub fn run(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
+    let config = Config::parse(stdin, env)?;
+    let Some(previous) = &config.prev_result else {
+        return Err(CniError::new(code::INVALID_NETWORK_CONFIG, "CHECK needs prevResult, the result of ADD"));
+    };
+    let deadline = Instant::now() + REPAIR;
+    loop {
+        let differences = differences(env, &config, previous)?;
+        if differences.is_empty() {
+            break;
+        }
+        if Instant::now() >= deadline {
+            let text = format!("attachment {} is not as ADD left it", env.owner(&config.network.name));
+            return Err(CniError::new(code::CHECK_FAILED, text).with_details(differences.join("; ")));
+        }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a repair by another process; kernel state is polled, bounded"
+        )]
+        std::thread::sleep(PAUSE);
+    }
+    if let Ipam::Delegated { plugin } = &config.ipam {
+        Delegate::find(plugin, &env.path)?.call(Verb::Check, env, &config.stdin)?;
+    }
+    Ok(())
+}
+
+fn differences(env: &Environment, config: &Config, previous: &CniResult) -> Result<Vec<String>, CniError> {
+    let mut found = lease_differences(env, config)?;
+    let netns = node::open_netns(env)?;
+    let mut host = Netlink::open().map_err(failure::kernel)?;
+    let facts = node::facts(config)?;
+    let owner = env.owner(&config.network.name);
+    // A later plugin of the chain may have changed MAC or MTU: the last result counts.
+    let pod = previous.interfaces.iter().find(|i| i.name == env.ifname && !i.sandbox.is_empty());
+    let mac = pod.and_then(|pod| pod.mac.parse::<MacAddr>().ok()).or(config.mac);
+    let attachment = Attachment {
+        mac,
+        link: Some(owner.link_name()),
+        addresses: Vec::new(),
+        bridge: Some(config.bridge.name.clone()),
+        netns: env.netns.clone().unwrap_or_default(),
+        netns_identity: None,
+        pod: None,
+        runtime: None,
+        owner,
+    };
+    let addressing = complete(config, addresses::of_result(previous));
+    let mut wanted = wanted(config, attachment, &addressing, &facts);
+    if let Some(mtu) = pod.and_then(|pod| pod.mtu) {
+        wanted.mtu = Some(mtu);
+    }
+    let observed = observe_attachment(&mut host, Some(&netns), &wanted).map_err(failure::kernel)?;
+    found.extend(drift(&wanted, &observed).iter().map(ToString::to_string));
+    Ok(found)
+}
+
+/// CHECK of `podwire-ipam`: the lease alone.
+///
+/// # Errors
+/// Code 101 when there is none, or it has other addresses than the previous result.
+pub fn lease(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
+    let config = Config::parse(stdin, env)?;
+    let differences = lease_differences(env, &config)?;
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(CniError::new(code::CHECK_FAILED, differences.join("; ")))
+}
+
+/// The reservation is what no look at the kernel shows.
+fn lease_differences(env: &Environment, config: &Config) -> Result<Vec<String>, CniError> {
+    let owner = env.owner(&config.network.name);
+    let mut allocator = Allocator::connect(&addresses::dirs(config)).map_err(failure::ipam)?;
+    let lease = allocator.find(&owner).map_err(failure::ipam)?;
+    allocator.notices().iter().for_each(|notice| super::say(notice));
+    let Some(lease) = lease else { return Ok(vec![format!("no lease is recorded for {owner}")]) };
+    if !matches!(config.ipam, Ipam::InProcess(_)) {
+        return Ok(Vec::new());
+    }
+    let leased: Vec<IpAddr> = lease.attachment.addresses.iter().map(|a| a.address.ip()).collect();
+    let previous = config.prev_result.iter().flat_map(|previous| &previous.ips);
+    let missing = previous.map(|ip| ip.address.ip()).filter(|ip| !leased.contains(ip));
+    Ok(missing.map(|ip| format!("address {ip} is not leased to {owner}")).collect())
+}

@@ -1,0 +1,88 @@
+//! DEL: succeeds on whatever is gone already, and needs nothing but network, container and interface name.
+
+use podwire_attach::Owner;
+use podwire_attach::removal::{self, Found};
+use podwire_ipam::{Allocator, Deletion, Lease, Origin};
+use podwire_kernel::link::{self, LinkRef};
+use podwire_kernel::{Netlink, Netns};
+
+use super::addresses;
+use crate::config::{Config, Ipam};
+use crate::protocol::CniError;
+use crate::{Delegate, Environment, Verb, failure};
+
+/// Detaches a pod.
+///
+/// # Errors
+/// Something is left, and the runtime should call again. All that can be removed has been.
+pub fn run(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
+    let config = Config::parse(stdin, env)?;
+    config.ignored.iter().for_each(|ignored| super::say(ignored));
+    let owner = env.owner(&config.network.name);
+    interface(env, &config, &owner)?;
+    // After the interface: an address is free only when nobody answers to it any more.
+    if let Ipam::Delegated { plugin } = &config.ipam {
+        Delegate::find(plugin, &env.path)?.call(Verb::Del, env, &config.stdin)?;
+    }
+    Ok(())
+}
+
+fn interface(env: &Environment, config: &Config, owner: &Owner) -> Result<(), CniError> {
+    let mut allocator = Allocator::connect(&addresses::dirs(config)).map_err(failure::ipam)?;
+    let deletion = allocator.delete(owner).map_err(failure::ipam)?;
+    allocator.notices().iter().for_each(|notice| super::say(notice));
+    let lease = match deletion {
+        Deletion::Done(_) => return Ok(()),
+        Deletion::Remove(lease) => lease,
+    };
+    match &lease {
+        Some(lease) if lease.origin == Origin::HostLocal => {
+            remove_in_pod(env)?;
+            allocator.finish_delete(lease).map_err(failure::ipam)
+        }
+        _ => remove_here(owner, lease.as_deref(), allocator),
+    }
+}
+
+/// Without the agent. The lease says `deleting` by now, and whoever opens the store next sees that the link is
+/// gone and ends it: so the store is closed before the kernel is waited for, some 30 ms.
+fn remove_here(owner: &Owner, lease: Option<&Lease>, mut allocator: Allocator) -> Result<(), CniError> {
+    let mut host = Netlink::open().map_err(failure::kernel)?;
+    match removal::find(&mut host, owner).map_err(failure::kernel)? {
+        Found::Missing | Found::Foreign(_) => match lease {
+            Some(lease) => allocator.finish_delete(lease).map_err(failure::ipam),
+            None => Ok(()),
+        },
+        Found::Ours(found) => {
+            drop(allocator);
+            match host.apply(&[link::delete(found.index, &found.name)]) {
+                Err(error) if !error.is_missing() => Err(failure::kernel(error)),
+                _ => Ok(()),
+            }
+        }
+    }
+}
+
+/// The interface of an imported lease was made by the bridge plugin; its host end's name is not known, so it is
+/// removed from inside, as that plugin would.
+fn remove_in_pod(env: &Environment) -> Result<(), CniError> {
+    let Some(path) = env.netns.as_deref().filter(|path| !path.is_empty()) else { return Ok(()) };
+    // A netns that is gone took the interface with it; a path that is none (a plain file) is no pod either.
+    let Ok(netns) = Netns::open(path) else { return Ok(()) };
+    let own = Netns::current()
+        .map_err(|error| CniError::from_cause(crate::protocol::code::INVALID_NETNS, &error))?;
+    if netns.same_as(&own) {
+        return Ok(());
+    }
+    let removed = netns.run(|| {
+        let mut pod = Netlink::open()?;
+        match pod.link(LinkRef::Name(&env.ifname))? {
+            Some(found) => pod.apply(&[link::delete(found.index, &found.name)]),
+            None => Ok(()),
+        }
+    });
+    match removed.and_then(|removed| removed) {
+        Err(error) if !error.is_missing() => Err(failure::kernel(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,43 @@
+//! STATUS: could an ADD be served now? Runtimes ask often, while holding locks: the store is never opened and no
+//! lock is waited for here.
+
+use podwire_ipam::Allocator;
+
+use super::{addresses, node};
+use crate::config::{Config, Ipam, IpamConfig};
+use crate::protocol::{CniError, code};
+use crate::{Delegate, Environment, Verb, failure};
+
+/// Says whether ADD can be served.
+///
+/// # Errors
+/// Code 50 says why not.
+pub fn run(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
+    let config = Config::parse(stdin, env)?;
+    match &config.ipam {
+        Ipam::InProcess(ipam) => addresses_left(&config, ipam).map_err(unavailable),
+        Ipam::Delegated { plugin } => Delegate::find(plugin, &env.path)
+            .map_err(unavailable)
+            .and_then(|delegate| delegate.call(Verb::Status, env, &config.stdin)),
+        Ipam::None => Ok(()),
+    }
+}
+
+fn addresses_left(config: &Config, ipam: &IpamConfig) -> Result<(), CniError> {
+    let sets = addresses::range_sets(config, ipam, &node::facts(config)?)?;
+    // Without the agent only an ADD finds out: counting needs the store, and opening it takes 10 ms.
+    let Some(mut agent) = Allocator::agent(&addresses::dirs(config)).map_err(failure::ipam)? else {
+        return Ok(());
+    };
+    for usage in agent.usage(&config.network.name, &sets).map_err(failure::ipam)? {
+        if usage.free() == 0 {
+            let text = format!("no IP addresses available in range set: {}", usage.ranges);
+            return Err(CniError::new(code::NOT_AVAILABLE, text));
+        }
+    }
+    Ok(())
+}
+
+fn unavailable(error: CniError) -> CniError {
+    CniError { code: code::NOT_AVAILABLE, ..error }
+}
