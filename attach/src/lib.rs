@@ -5,6 +5,7 @@ mod apply;
 mod attachment;
 pub mod drift;
 pub mod plan;
+pub mod removal;
 pub mod step;
 
 pub use alias::LinkAlias;

@@ -14,7 +14,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::error::{Error, Result};
 use crate::link;
-use crate::netlink::Netlink;
+use crate::netlink::{Netlink, Request};
 
 /// Removes the link in the calling thread's network namespace and returns at once; `on_done` hears how it went,
 /// which is tens of milliseconds after the link is gone. How many may be under way at once is for the caller to
@@ -23,16 +23,33 @@ use crate::netlink::Netlink;
 /// # Errors
 /// No thread could be started (EAGAIN); `on_done` is not called.
 pub fn delete_link(index: u32, name: &str, on_done: impl FnOnce(Result<()>) + Send + 'static) -> Result<()> {
-    let owned = name.to_owned();
+    send_alone(link::delete(index, name), name, on_done)
+}
+
+/// Removes all links of that group in the calling thread's network namespace by one request; otherwise like
+/// [`delete_link`].
+///
+/// # Errors
+/// No thread could be started (EAGAIN); `on_done` is not called.
+pub fn delete_group(group: u32, on_done: impl FnOnce(Result<()>) + Send + 'static) -> Result<()> {
+    send_alone(link::delete_group(group), &format!("group {group:#x}"), on_done)
+}
+
+fn send_alone(
+    request: Request<'static>,
+    object: &str,
+    on_done: impl FnOnce(Result<()>) + Send + 'static,
+) -> Result<()> {
+    let owned = object.to_owned();
     // Two threads: `on_done` may wake a task through a file descriptor, and in the table of the thread that waits
     // for the kernel that number is closed, or the netlink socket.
     let waiter = move || {
         let worker = {
-            let name = owned.clone();
+            let object = owned.clone();
             thread::Builder::new()
                 .name("dellink".to_owned())
                 .stack_size(STACK)
-                .spawn(move || delete_alone(index, &name))
+                .spawn(move || delete_alone(request, &object))
         };
         on_done(match worker {
             Ok(worker) => worker.join().unwrap_or_else(|_| Err(failure(&owned, Errno::EIO))),
@@ -40,7 +57,7 @@ pub fn delete_link(index: u32, name: &str, on_done: impl FnOnce(Result<()>) + Se
         });
     };
     let spawned = thread::Builder::new().name("dellink-wait".to_owned()).stack_size(STACK).spawn(waiter);
-    spawned.map(drop).map_err(|error| Error::io(OP, name, &error))
+    spawned.map(drop).map_err(|error| Error::io(OP, object, &error))
 }
 
 const OP: &str = "delete link";
@@ -52,9 +69,9 @@ fn failure(name: &str, errno: Errno) -> Error {
     Error::new(OP, name, errno)
 }
 
-fn delete_alone(index: u32, name: &str) -> Result<()> {
-    leave_files().map_err(|errno| failure(name, errno).with("cannot leave the process's open files"))?;
-    Netlink::open()?.apply(&[link::delete(index, name)])
+fn delete_alone(request: Request<'static>, object: &str) -> Result<()> {
+    leave_files().map_err(|errno| failure(object, errno).with("cannot leave the process's open files"))?;
+    Netlink::open()?.apply(&[request])
 }
 
 /// Gives the calling thread a descriptor table of its own with nothing in it but standard input, output and error.

@@ -19,6 +19,7 @@ pub mod link;
 mod mac;
 mod netlink;
 mod netns;
+pub mod priority;
 mod reply;
 pub mod route;
 pub mod sysctl;

@@ -1,0 +1,128 @@
+//! The plugin's end of the agent's socket.
+
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use crate::Error;
+use crate::service::{self, Answer, DEADLINE_SECONDS, Op, Outcome, Request, Response, SPEAKS, VERSION_CODE};
+
+/// A connection to the agent.
+#[derive(Debug)]
+pub(crate) struct Client {
+    stream: UnixStream,
+    path: PathBuf,
+    speaks: RangeInclusive<u32>,
+    /// The version in use: the newest until the agent says that it is older.
+    version: u32,
+    next_id: u64,
+}
+
+impl Client {
+    /// Connects; `None` if no agent listens there.
+    pub(crate) fn connect(path: &Path) -> Result<Option<Self>, Error> {
+        Self::connect_speaking(path, SPEAKS)
+    }
+
+    pub(crate) fn connect_speaking(path: &Path, speaks: RangeInclusive<u32>) -> Result<Option<Self>, Error> {
+        let failed = |errno: Errno| Error::io("connect to", path, errno.into());
+        let address = UnixAddr::new(path).map_err(failed)?;
+        let socket =
+            socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map_err(failed)?;
+        // Also the connection itself waits no longer: an agent that is stopped has a full queue at some time.
+        let deadline = TimeVal::seconds(i64::try_from(DEADLINE_SECONDS).unwrap_or(i64::MAX));
+        setsockopt(&socket, sockopt::SendTimeout, &deadline).map_err(failed)?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &deadline).map_err(failed)?;
+        loop {
+            return match connect(socket.as_raw_fd(), &address) {
+                Ok(()) => Ok(Some(Self {
+                    stream: UnixStream::from(socket),
+                    path: path.to_owned(),
+                    version: *speaks.end(),
+                    speaks,
+                    next_id: 1,
+                })),
+                Err(Errno::EINTR) => continue,
+                Err(Errno::ENOENT | Errno::ECONNREFUSED | Errno::ENOTDIR) => Ok(None),
+                Err(Errno::EAGAIN) => {
+                    Err(Error::Timeout { socket: path.to_owned(), seconds: DEADLINE_SECONDS })
+                }
+                Err(errno) => Err(failed(errno)),
+            };
+        }
+    }
+
+    /// Asks and waits for the answer, so many seconds at most between any two bytes.
+    pub(crate) fn call(&mut self, op: &Op, seconds: u64) -> Result<Answer, Error> {
+        let timeout = Some(Duration::from_secs(seconds));
+        self.stream.set_read_timeout(timeout).map_err(|e| self.failed(e, seconds))?;
+        // Downwards only, so it ends.
+        loop {
+            let response = self.ask(op).map_err(|e| self.failed(e, seconds))?;
+            match response.result {
+                Outcome::Ok(answer) => return Ok(answer),
+                Outcome::Error(failure) if failure.code == VERSION_CODE => {
+                    self.version = self.lower(response.speaks)?;
+                }
+                Outcome::Error(failure) => return Err(failure.into()),
+            }
+        }
+    }
+
+    fn ask(&mut self, op: &Op) -> io::Result<Response> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let request = Request { version: self.version, id, op: op.clone() };
+        service::send(&mut self.stream, &request)?;
+        let response: Response = service::receive(&mut self.stream)?;
+        if response.id != id {
+            let what = format!("an answer to request {}, not to {id}", response.id);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        Ok(response)
+    }
+
+    /// The newest version that both speak, if it is lower than the present one.
+    fn lower(&self, (agent_oldest, agent_newest): (u32, u32)) -> Result<u32, Error> {
+        let version = agent_newest.min(self.version.saturating_sub(1));
+        if version >= agent_oldest && self.speaks.contains(&version) {
+            return Ok(version);
+        }
+        Err(Error::Versions {
+            socket: self.path.clone(),
+            agent_oldest,
+            agent_newest,
+            oldest: *self.speaks.start(),
+            newest: *self.speaks.end(),
+        })
+    }
+
+    fn failed(&self, error: io::Error, seconds: u64) -> Error {
+        let socket = self.path.clone();
+        match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Timeout { socket, seconds },
+            io::ErrorKind::InvalidData => {
+                Error::Protocol { socket, what: format!("something that is no answer: {error}") }
+            }
+            io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::NotConnected => Error::Disconnected { socket },
+            _ => Error::io("talk to the agent at", &self.path, error),
+        }
+    }
+
+    /// For an answer that does not belong to the question.
+    pub(crate) fn unexpected(&self, answer: &Answer) -> Error {
+        let answer = format!("{answer:?}");
+        let kind = answer.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+        Error::Protocol { socket: self.path.clone(), what: format!("an answer of another kind ({kind})") }
+    }
+}

@@ -1,0 +1,506 @@
+//! The pool and its store as one: what the allocator, whichever process it is, does with them.
+//!
+//! An operation is planned on the pool, applied to it, and committed with the others of its [`Batch`]. If the commit
+//! fails, the pool is taken back to what it was: memory is never ahead of an answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use podwire_attach::{Attachment, Owner, OwnerId};
+use podwire_kernel::link::Link;
+use podwire_kernel::{Netlink, Netns, NetnsError, clock};
+
+use crate::cached_results::{self, CachedResult};
+use crate::dirs::{Dirs, Lock};
+use crate::import;
+use crate::rebuild::{self, Found};
+use crate::service::{Answer, PAGE};
+use crate::store::{Durability, Loaded, SledStore, Store, StoreOrigin};
+use crate::{
+    BootMillis, Change, Error, GcPlan, Grant, Lease, LeaseState, Observation, Pool, RangeSet, Reserve,
+    SetUsage, Sight, SweepPlan, Undo,
+};
+
+/// How old the last comparison of leases and links may be before a process that opens the store makes another.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// From where the process sees other processes' netns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vantage {
+    /// It was called by the runtime, which gave it the path: a path that leads nowhere is a netns that is gone.
+    Runtime,
+    /// A process of its own, perhaps in a container: only of a netns that it has once seen does it know that it
+    /// is gone.
+    Apart,
+}
+
+/// The allocator.
+pub struct Engine {
+    pool: Pool,
+    store: Box<dyn Store>,
+    /// Whether changes have been committed that a power cut would lose.
+    is_lazy: bool,
+    vantage: Vantage,
+    /// Whose netns this process has seen.
+    seen: BTreeSet<OwnerId>,
+    notices: Vec<String>,
+    boot: String,
+    dirs: Dirs,
+    /// The last to be dropped: whoever gets it finds the store closed.
+    _lock: Lock,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("dirs", &self.dirs)
+            .field("leases", &self.pool.leases().count())
+            .finish()
+    }
+}
+
+impl Engine {
+    /// Opens the store, rebuilds it if it was lost, ends the leases of earlier boots and, if that was not done
+    /// within the last minute, those whose interfaces are gone.
+    ///
+    /// # Errors
+    /// See [`SledStore::open`]; [`Error::Kernel`] if the links of a lost store cannot be read.
+    pub fn open(dirs: &Dirs, lock: Lock, vantage: Vantage) -> Result<Self, Error> {
+        dirs.make_state()?;
+        let (store, loaded) = SledStore::open(dirs.store())?;
+        Self::with_store(dirs, lock, vantage, Box::new(store), loaded)
+    }
+
+    fn with_store(
+        dirs: &Dirs,
+        lock: Lock,
+        vantage: Vantage,
+        store: Box<dyn Store>,
+        loaded: Loaded,
+    ) -> Result<Self, Error> {
+        let boot = clock::boot_id().map_err(|e| Error::kernel("read this boot's id", e))?;
+        let mut engine = Self {
+            pool: Pool::default(),
+            store,
+            is_lazy: false,
+            vantage,
+            seen: BTreeSet::new(),
+            notices: Vec::new(),
+            boot,
+            dirs: dirs.clone(),
+            _lock: lock,
+        };
+        engine.begin(loaded)?;
+        Ok(engine)
+    }
+
+    /// Makes the state that was loaded that of this boot and of this node.
+    fn begin(&mut self, loaded: Loaded) -> Result<(), Error> {
+        self.pool = Pool::default();
+        self.pool.apply_all(loaded.changes);
+        let boot = self.boot.clone();
+        let mended = self.lazily(|batch| {
+            batch.apply(batch.pool.new_boot(&boot));
+            let mended = batch.pool.mend();
+            batch.apply(mended.changes);
+            mended.notices
+        })?;
+        self.notices
+            .extend(mended.into_iter().map(|notice| format!("the address store was mended: {notice}")));
+        match loaded.origin {
+            StoreOrigin::Existing => {
+                // A DEL without an agent leaves the end of the lease to the next user of the store.
+                let unfinished = self.pool.leases().any(|lease| lease.state == LeaseState::Deleting);
+                if unfinished || self.sweep_is_due() {
+                    self.sweep()?;
+                }
+                Ok(())
+            }
+            StoreOrigin::Fresh => self.rebuild(None),
+            StoreOrigin::Lost { why, kept } => self.rebuild(Some((why, kept))),
+        }
+    }
+
+    /// What opening has to tell, in whole sentences; it is told once.
+    pub fn take_notices(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// The state.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Plans with `operations` and commits what comes of it, as one.
+    ///
+    /// # Errors
+    /// The commit failed: none of the operations has happened, whatever they returned.
+    pub fn batch<T>(&mut self, operations: impl FnOnce(&mut Batch<'_>) -> T) -> Result<T, Error> {
+        self.commit(operations, Durability::Lazy)
+    }
+
+    fn lazily<T>(&mut self, operations: impl FnOnce(&mut Batch<'_>) -> T) -> Result<T, Error> {
+        self.commit(
+            |batch| {
+                let done = operations(batch);
+                batch.durability = Durability::Lazy;
+                done
+            },
+            Durability::Lazy,
+        )
+    }
+
+    fn commit<T>(
+        &mut self,
+        operations: impl FnOnce(&mut Batch<'_>) -> T,
+        durability: Durability,
+    ) -> Result<T, Error> {
+        let now = now()?;
+        self.recover()?;
+        let mut batch =
+            Batch { pool: &mut self.pool, now, changes: Vec::new(), undo: Vec::new(), durability };
+        let done = operations(&mut batch);
+        let Batch { changes, undo, durability, .. } = batch;
+        if changes.is_empty() && (durability == Durability::Lazy || !self.is_lazy) {
+            return Ok(done);
+        }
+        match self.store.commit(&changes, durability) {
+            Ok(()) => {
+                self.is_lazy = durability == Durability::Lazy;
+                Ok(done)
+            }
+            Err(error) => {
+                undo.into_iter().rev().for_each(|undo| self.pool.undo(undo));
+                Err(error)
+            }
+        }
+    }
+
+    /// After a commit that failed on the way only the store knows what it contains.
+    fn recover(&mut self) -> Result<(), Error> {
+        if self.store.is_usable() {
+            return Ok(());
+        }
+        let loaded = self.store.load()?;
+        self.begin(loaded)
+    }
+
+    /// Makes durable what has been committed lazily.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn flush(&mut self) -> Result<(), Error> {
+        self.commit(|_| (), Durability::Lasting)
+    }
+
+    /// See [`Batch::reserve`]; durable.
+    pub fn reserve(&mut self, request: &Reserve) -> Result<Grant, Error> {
+        let mut grant = self.batch(|batch| batch.reserve(request))??;
+        grant.notices.splice(0..0, self.take_notices());
+        Ok(grant)
+    }
+
+    /// See [`Batch::attached`]; not durable.
+    pub fn attached(
+        &mut self,
+        owner: &Owner,
+        generation: u64,
+        finished: Option<&Attachment>,
+    ) -> Result<(), Error> {
+        self.batch(|batch| batch.attached(owner, generation, finished))?
+    }
+
+    /// See [`Batch::cancel`]; not durable.
+    pub fn cancel(&mut self, owner: &Owner, generation: u64) -> Result<(), Error> {
+        self.batch(|batch| batch.cancel(owner, generation))
+    }
+
+    /// See [`Batch::begin_delete`]; durable.
+    pub fn begin_delete(&mut self, owner: &Owner) -> Result<Option<Lease>, Error> {
+        self.batch(|batch| batch.begin_delete(owner))
+    }
+
+    /// See [`Batch::finish_delete`]; not durable.
+    pub fn finish_delete(&mut self, owner: OwnerId, generation: u64) -> Result<(), Error> {
+        self.batch(|batch| batch.finish_delete(owner, generation))
+    }
+
+    /// Begins a GC of one network; durable. What it returns is to be removed and finished.
+    ///
+    /// # Errors
+    /// The links cannot be read; the store.
+    pub fn begin_gc(
+        &mut self,
+        network: &str,
+        valid: &[(String, String)],
+        runtime: Option<&str>,
+    ) -> Result<GcPlan, Error> {
+        let (seen, ..) = self.observe()?;
+        self.batch(|batch| {
+            let plan = batch.pool.gc(network, valid, runtime, &seen);
+            batch.apply(plan.changes.clone());
+            if !plan.remove.is_empty() {
+                batch.durability = Durability::Lasting;
+            }
+            plan
+        })
+    }
+
+    /// A page of leases.
+    pub fn leases(&self, network: Option<&str>, after: Option<OwnerId>) -> Answer {
+        let mut leases: Vec<Lease> = self
+            .pool
+            .leases()
+            .filter(|lease| network.is_none_or(|network| lease.attachment.owner.network == network))
+            .filter(|lease| after.is_none_or(|after| lease.attachment.owner.id() > after))
+            .take(PAGE + 1)
+            .cloned()
+            .collect();
+        let more = leases.len() > PAGE;
+        leases.truncate(PAGE);
+        Answer::Leases { leases, more }
+    }
+
+    /// How much of a network's range sets is in use.
+    pub fn usage(&self, network: &str, sets: &[RangeSet]) -> Vec<SetUsage> {
+        self.pool.usage(network, sets)
+    }
+
+    /// Compares leases and links: leases whose interfaces are gone end, links of ours without a lease get theirs back.
+    /// Not durable: the next one would find the same.
+    ///
+    /// # Errors
+    /// The links cannot be read; the store.
+    pub fn sweep(&mut self) -> Result<SweepPlan, Error> {
+        let (seen, links, mut netlink) = self.observe()?;
+        let found = rebuild::orphans(&self.pool, &links, &mut netlink, cached);
+        let plan = self.lazily(|batch| {
+            let plan = batch.pool.sweep(&seen, batch.now);
+            batch.apply(plan.changes.clone());
+            if !found.is_empty() {
+                let adopted = batch.pool.rebuilt(&found.attachments, &found.unknown);
+                batch.apply(adopted.changes);
+            }
+            plan
+        })?;
+        for attachment in &found.attachments {
+            self.notices.push(format!(
+                "the interface of {} had no lease; it has been given one for the addresses on it",
+                attachment.owner
+            ));
+        }
+        // Its time of change is all that counts. If it cannot be written, the next process sweeps once more.
+        let _ = File::create(self.dirs.swept());
+        Ok(plan)
+    }
+
+    fn sweep_is_due(&self) -> bool {
+        let age = fs::metadata(self.dirs.swept())
+            .and_then(|swept| swept.modified())
+            .ok()
+            // A time that lies ahead has no age: the clock has been set back.
+            .and_then(|swept| SystemTime::now().duration_since(swept).ok());
+        age.is_none_or(|age| age >= SWEEP_EVERY)
+    }
+
+    /// One look at the node.
+    fn observe(&mut self) -> Result<(Observation, Vec<Link>, Netlink), Error> {
+        let failed = |e| Error::kernel("read the node's links", e);
+        let mut netlink = Netlink::open().map_err(failed)?;
+        let links = netlink.links().map_err(failed)?;
+        let mut netns = BTreeMap::new();
+        for lease in self.pool.leases().filter(|lease| lease.attachment.link.is_none()) {
+            let id = lease.attachment.owner.id();
+            let sight = look(&lease.attachment, self.vantage, self.seen.contains(&id));
+            if sight == Sight::Present {
+                self.seen.insert(id);
+            }
+            netns.insert(id, sight);
+        }
+        self.seen.retain(|id| self.pool.lease(*id).is_some());
+        let names = links.iter().map(|link| link.name.clone()).collect();
+        Ok((Observation { links: names, netns }, links, netlink))
+    }
+
+    /// Fills a new store with what the node shows.
+    fn rebuild(&mut self, lost: Option<(String, PathBuf)>) -> Result<(), Error> {
+        let failed = |e| Error::kernel("read the node's links to rebuild the address store", e);
+        let mut netlink = Netlink::open().map_err(failed)?;
+        let links = netlink.links().map_err(failed)?;
+        let cached = cached();
+        let Found { mut attachments, mut unknown } =
+            rebuild::orphans(&self.pool, &links, &mut netlink, || cached.clone());
+        let from_links = attachments.len();
+        let remembered = rebuild::remembered(
+            &self.pool,
+            &Found { attachments: attachments.clone(), unknown: Vec::new() },
+            &cached,
+        );
+        attachments.extend(remembered.attachments);
+        unknown.extend(remembered.unknown);
+        let from_cache = attachments.len() - from_links;
+        let notices = self.commit(
+            |batch| {
+                let adopted = batch.pool.rebuilt(&attachments, &unknown);
+                batch.apply(adopted.changes);
+                adopted.notices
+            },
+            Durability::Lasting,
+        )?;
+        let store = self.dirs.store();
+        let what = match lost {
+            Some((why, kept)) => format!(
+                "the address store {} could not be used ({why}) and is now kept as {}",
+                store.display(),
+                kept.display()
+            ),
+            None if attachments.is_empty() && unknown.is_empty() => return Ok(()),
+            None => format!("the address store {} was missing", store.display()),
+        };
+        self.notices.push(format!(
+            "{what}: it has been rebuilt with {from_links} leases from the node's links and {from_cache} from cached \
+             results; {} addresses of unknown owners stay reserved until two GC passes",
+            unknown.len()
+        ));
+        self.notices.extend(notices);
+        Ok(())
+    }
+}
+
+fn cached() -> Vec<CachedResult> {
+    cached_results::read(cached_results::DIRECTORY.as_ref())
+}
+
+/// What can be said about the netns of an attachment without a link of ours.
+fn look(attachment: &Attachment, vantage: Vantage, was_seen: bool) -> Sight {
+    if attachment.netns.is_empty() {
+        return Sight::Unknown;
+    }
+    let gone = match vantage {
+        Vantage::Runtime => Sight::Gone,
+        Vantage::Apart if was_seen => Sight::Gone,
+        Vantage::Apart => Sight::Unknown,
+    };
+    let netns = match Netns::open(&attachment.netns) {
+        Ok(netns) => netns,
+        Err(NetnsError::Missing(_) | NetnsError::NotNetns { .. }) => return gone,
+        Err(NetnsError::Open { .. }) => return Sight::Unknown,
+    };
+    let Some(recorded) = attachment.netns_identity else { return Sight::Unknown };
+    match netns.identity() {
+        Ok(identity) if recorded.is_same(&identity) => Sight::Present,
+        Ok(_) => Sight::Gone,
+        Err(_) => Sight::Unknown,
+    }
+}
+
+/// The present time, as leases are told.
+///
+/// # Errors
+/// [`Error::Kernel`] on a kernel without CLOCK_BOOTTIME.
+pub fn now() -> Result<BootMillis, Error> {
+    clock::boot_millis().map(BootMillis).map_err(|e| Error::kernel("read the clock", e))
+}
+
+/// Operations that are committed together.
+#[derive(Debug)]
+pub struct Batch<'e> {
+    pool: &'e mut Pool,
+    now: BootMillis,
+    changes: Vec<Change>,
+    undo: Vec<Undo>,
+    durability: Durability,
+}
+
+impl Batch<'_> {
+    /// The state with the operations so far.
+    pub fn pool(&self) -> &Pool {
+        self.pool
+    }
+
+    fn apply(&mut self, changes: Vec<Change>) {
+        self.undo.push(self.pool.apply_undoable(changes.iter().cloned()));
+        self.changes.extend(changes);
+    }
+
+    fn must_last(&mut self) {
+        self.durability = Durability::Lasting;
+    }
+
+    /// Gives an owner its addresses. On the first use of a network what host-local has given is imported.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]; [`Error::Io`] if host-local's directory cannot be read.
+    pub fn reserve(&mut self, request: &Reserve) -> Result<Grant, Error> {
+        let mut notices = self.import(request)?;
+        let (mut grant, changes) = self.pool.reserve(request, self.now)?;
+        self.apply(changes);
+        self.must_last();
+        notices.append(&mut grant.notices);
+        Ok(Grant { notices, ..grant })
+    }
+
+    fn import(&mut self, request: &Reserve) -> Result<Vec<String>, Error> {
+        let network = &request.attachment.owner.network;
+        let Some(directory) = &request.import_dir else { return Ok(Vec::new()) };
+        if self.pool.is_imported(podwire_attach::NetworkId::of(network)) {
+            return Ok(Vec::new());
+        }
+        let mut imported = import::read(directory, network, &request.sets)?;
+        let adopted = self.pool.import(network, &imported.attachments, &imported.cursors);
+        self.apply(adopted.changes);
+        let unknown = self.pool.rebuilt(&[], &imported.unknown);
+        self.apply(unknown.changes);
+        let mut notices = Vec::new();
+        if !imported.attachments.is_empty() || !imported.unknown.is_empty() {
+            notices.push(format!(
+                "{} addresses of network {network} that host-local had given have been imported from {}; it is not \
+                 read again",
+                imported.attachments.len() + imported.unknown.len(),
+                directory.display()
+            ));
+        }
+        notices.append(&mut imported.notices);
+        notices.extend(adopted.notices);
+        Ok(notices)
+    }
+
+    /// Records that the interface of a reservation is up. `finished` is the attachment as it came out, where it
+    /// differs from what was reserved; its owner and addresses are not looked at.
+    ///
+    /// # Errors
+    /// [`Error::Stale`]: the caller undoes what it made.
+    pub fn attached(
+        &mut self,
+        owner: &Owner,
+        generation: u64,
+        finished: Option<&Attachment>,
+    ) -> Result<(), Error> {
+        let changes = self.pool.attached(owner.id(), generation, finished, self.now)?;
+        self.apply(changes);
+        Ok(())
+    }
+
+    /// Takes a reservation back whose interface was not made, or is gone again.
+    pub fn cancel(&mut self, owner: &Owner, generation: u64) {
+        let changes = self.pool.cancel(owner.id(), generation, self.now);
+        self.apply(changes);
+    }
+
+    /// Records that DEL has begun, before it touches anything. `None` if the owner has no lease.
+    pub fn begin_delete(&mut self, owner: &Owner) -> Option<Lease> {
+        let (lease, changes) = self.pool.begin_delete(owner)?;
+        self.apply(changes);
+        // Also without changes: an earlier DEL may have begun it, and not durably.
+        self.must_last();
+        Some(lease)
+    }
+
+    /// Ends a lease whose interface is gone.
+    pub fn finish_delete(&mut self, owner: OwnerId, generation: u64) {
+        let changes = self.pool.finish_delete(owner, generation, self.now);
+        self.apply(changes);
+    }
+}

@@ -1,0 +1,281 @@
+//! host-local's directory of a network: the way in from bridge + host-local, and the way back.
+//!
+//! ```text
+//! <dataDir>/<network>/lock                held (flock) by whoever reads or writes the rest
+//! <dataDir>/<network>/10.88.0.5           `<container id>\r\n<ifname>`; written before 2018: the container id alone
+//! <dataDir>/<network>/last_reserved_ip.0  the last address given from range set 0
+//! ```
+//! A file without content is one whose writer died before it was any pod's (host-local writes without fsync).
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use podwire_attach::{Attachment, NetworkId, Owner};
+
+use crate::{Error, Hold, Lease, Pool, RangeSet, pod_address};
+
+/// host-local's lock file.
+const LOCK: &str = "lock";
+/// What host-local's files of last addresses begin with; the number of the range set follows.
+const LAST: &str = "last_reserved_ip.";
+/// Between container id and interface name.
+const SEPARATOR: &str = "\r\n";
+/// The container id under which `export` writes an address that some unknown owner has.
+const UNKNOWN_ID: &str = "podwire-unknown-owner";
+
+/// host-local holds its lock for some milliseconds.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// The longest content of a file of host-local: an id of at most 255 bytes, an interface name of 15.
+const MAX_CONTENT: u64 = 1024;
+/// More files than any node has pods: a directory with more is not host-local's.
+const MAX_FILES: usize = 1 << 18;
+
+/// What a directory of host-local tells.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Imported {
+    /// One for each file of an address. The interface's name is empty where the file does not have it.
+    pub attachments: Vec<Attachment>,
+    /// The last address given from each range set.
+    pub cursors: Vec<(u32, IpAddr)>,
+    /// Addresses in use by nobody knows whom.
+    pub unknown: Vec<(NetworkId, IpAddr)>,
+    /// What was passed over, in whole sentences.
+    pub notices: Vec<String>,
+}
+
+/// Reads host-local's directory of that network; empty if there is none. `sets` tell prefix length and gateway of
+/// the addresses.
+///
+/// # Errors
+/// The directory is there but cannot be read, or host-local keeps its lock. Without knowing what it has given no
+/// address can be given.
+pub fn read(directory: &Path, network: &str, sets: &[RangeSet]) -> Result<Imported, Error> {
+    let mut imported = Imported::default();
+    match fs::metadata(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(imported),
+        Err(error) => return Err(Error::io("look at", directory, error)),
+        // `dataDir` may name a file: then there is nothing of host-local's in it.
+        Ok(found) if !found.is_dir() => return Ok(imported),
+        Ok(_) => {}
+    }
+    let _lock = lock(directory)?;
+    let failed = |source| Error::io("read directory", directory, source);
+    for (number, entry) in fs::read_dir(directory).map_err(failed)?.enumerate() {
+        let name = entry.map_err(failed)?.file_name();
+        if number >= MAX_FILES {
+            return Err(failed(io::Error::other(format!("it has more than {MAX_FILES} files"))));
+        }
+        let Some(name) = name.to_str() else { continue };
+        let path = directory.join(name);
+        if let Some(set) = name.strip_prefix(LAST) {
+            let last = content(&path)?.and_then(|text| text.trim().parse().ok());
+            if let (Ok(set), Some(last)) = (set.parse(), last) {
+                imported.cursors.push((set, last));
+            }
+        } else if let Ok(address) = name.parse::<IpAddr>() {
+            imported.add(network, sets, address, content(&path)?);
+        }
+    }
+    imported.attachments.sort_by(|a, b| a.owner.cmp(&b.owner));
+    imported.cursors.sort_unstable();
+    Ok(imported)
+}
+
+impl Imported {
+    fn add(&mut self, network: &str, sets: &[RangeSet], address: IpAddr, content: Option<String>) {
+        let Some(content) = content else {
+            self.unknown.push((NetworkId::of(network), address));
+            self.notices
+                .push(format!("host-local's file of {address} is not readable: the address stays reserved"));
+            return;
+        };
+        let content = content.trim();
+        if content.is_empty() {
+            self.notices.push(format!("host-local's file of {address} is empty: no pod has the address"));
+            return;
+        }
+        let (container, ifname) = content.split_once(SEPARATOR).unwrap_or((content, ""));
+        if !is_name(container) || !(ifname.is_empty() || is_ifname(ifname)) {
+            self.unknown.push((NetworkId::of(network), address));
+            self.notices.push(format!(
+                "host-local's file of {address} names no container: the address stays reserved until two GC passes"
+            ));
+            return;
+        }
+        self.attachments.push(Attachment {
+            owner: Owner {
+                network: network.to_owned(),
+                container: container.to_owned(),
+                ifname: ifname.to_owned(),
+            },
+            addresses: vec![pod_address(sets, address)],
+            mac: None,
+            link: None,
+            bridge: None,
+            netns: String::new(),
+            netns_identity: None,
+            pod: None,
+            runtime: None,
+        });
+    }
+}
+
+/// CNI's rule for container ids and network names.
+pub(crate) fn is_name(text: &str) -> bool {
+    text.len() <= 255
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+}
+
+/// CNI's and the kernel's rule for interface names.
+pub(crate) fn is_ifname(text: &str) -> bool {
+    (1..=15).contains(&text.len())
+        && text != "."
+        && text != ".."
+        && !text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
+}
+
+/// A file's text; `None` if it is no text, too long or not a file.
+fn content(path: &Path) -> Result<Option<String>, Error> {
+    let failed = |source| Error::io("read", path, source);
+    // Not to wait where the name is a FIFO's.
+    let file = match File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path) {
+        // Released between the listing and now: by a process that does not know the lock.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(String::new())),
+        opened => opened.map_err(failed)?,
+    };
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_CONTENT + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_CONTENT {
+        return Ok(None);
+    }
+    Ok(String::from_utf8(bytes).ok())
+}
+
+fn lock(directory: &Path) -> Result<Flock<File>, Error> {
+    let path = directory.join(LOCK);
+    let failed = |source| Error::io("lock", &path, source);
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NONBLOCK)
+        .open(&path)
+        .map_err(failed)?;
+    let give_up = Instant::now() + LOCK_WAIT;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((returned, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < give_up => {
+                file = returned;
+                #[expect(clippy::disallowed_methods, reason = "flock with a deadline is a poll")]
+                thread::sleep(Duration::from_millis(5));
+            }
+            Err((_, errno)) => return Err(failed(errno.into())),
+        }
+    }
+}
+
+/// What `export` has written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Exported {
+    /// Addresses of leases.
+    pub leased: usize,
+    /// Addresses of unknown owners, written under the container id `podwire-unknown-owner`: host-local never
+    /// frees them by itself.
+    pub unknown: usize,
+}
+
+/// Writes host-local's directory for that network: the way back. The store stays as it is, so whoever changes the
+/// configuration back must also see to it that podwire gives no further addresses of this network.
+///
+/// # Errors
+/// The directory has files in it and `force` is not set; or it cannot be written.
+pub fn export(pool: &Pool, network: &str, directory: &Path, force: bool) -> Result<Exported, Error> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(directory)
+        .map_err(|source| Error::io("create directory", directory, source))?;
+    let _lock = lock(directory)?;
+    clear(directory, force)?;
+    let mut exported = Exported::default();
+    let id = NetworkId::of(network);
+    let leases: BTreeMap<_, &Lease> = pool
+        .leases()
+        .filter(|lease| lease.attachment.owner.network == network)
+        .map(|lease| (lease.attachment.owner.id(), lease))
+        .collect();
+    for (_, address, hold) in pool.holds().filter(|(network, _, _)| *network == id) {
+        let content = match hold {
+            Hold::Leased(owner) => {
+                let Some(lease) = leases.get(&owner) else { continue };
+                exported.leased += 1;
+                let Owner { container, ifname, .. } = &lease.attachment.owner;
+                // The old form for what came in it: host-local finds it by the id alone.
+                if ifname.is_empty() { container.clone() } else { format!("{container}{SEPARATOR}{ifname}") }
+            }
+            Hold::Unknown(_) => {
+                exported.unknown += 1;
+                UNKNOWN_ID.to_owned()
+            }
+            Hold::Resting(_) => continue,
+        };
+        write(&directory.join(address.to_string()), &content)?;
+    }
+    for (set, last) in pool.cursors(id) {
+        write(&directory.join(format!("{LAST}{set}")), &last.to_string())?;
+    }
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|source| Error::io("sync directory", directory, source))?;
+    Ok(exported)
+}
+
+/// Removes host-local's files, and nothing else, if `force` is set; else refuses to go on if there is any file.
+fn clear(directory: &Path, force: bool) -> Result<(), Error> {
+    let failed = |source| Error::io("read directory", directory, source);
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let name = name.to_string_lossy();
+        if name == LOCK {
+            continue;
+        }
+        if !force {
+            let why =
+                io::Error::other(format!("it has files in it, such as {name}: empty it, or use --force"));
+            return Err(Error::io("export to", directory, why));
+        }
+        if name.parse::<IpAddr>().is_ok() || name.starts_with(LAST) {
+            let path = directory.join(&*name);
+            fs::remove_file(&path).map_err(|source| Error::io("remove", &path, source))?;
+        }
+    }
+    Ok(())
+}
+
+fn write(path: &Path, content: &str) -> Result<(), Error> {
+    File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| {
+            file.write_all(content.as_bytes())?;
+            file.sync_data()
+        })
+        .map_err(|source| Error::io("write", path, source))
+}

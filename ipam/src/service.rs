@@ -1,0 +1,325 @@
+//! The messages between plugin and agent on the Unix socket.
+//!
+//! A frame is a length (4 bytes, big-endian) and so many bytes of JSON. Each request stands for itself and says which
+//! version of the protocol it speaks; each response says which versions the agent speaks, so that a client that is
+//! too new asks again in an older one. A change that an older program would misunderstand makes a new version; an
+//! agent serves its own and the one before.
+//!
+//! Whatever comes over the socket is not trusted: only root can connect, but a mistake of another version's must
+//! not end the agent.
+
+use std::io::{self, Read, Write};
+use std::ops::RangeInclusive;
+
+use podwire_attach::{Attachment, Owner, OwnerId};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Grant, Lease, RangeSet, Refusal, Reserve, SetUsage, Stale};
+
+/// The versions that this program speaks, as agent and as client.
+pub const SPEAKS: RangeInclusive<u32> = 1..=1;
+
+/// The longest frame. A page of leases, the largest message, is far below it.
+pub const MAX_FRAME: usize = 1 << 20;
+
+/// How long a client waits for an answer, and an agent for the rest of a request, in seconds.
+pub const DEADLINE_SECONDS: u64 = 5;
+
+/// How long a client waits for the answer to a GC: the kernel removes 40 links in a millisecond, but a sweep of
+/// a node after a mishap may have thousands, one by one.
+pub const GC_DEADLINE_SECONDS: u64 = 60;
+
+/// How many leases one response has at most.
+pub const PAGE: usize = 256;
+
+/// A request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// The version that it speaks.
+    pub version: u32,
+    /// The response has the same.
+    pub id: u64,
+    /// What is asked for.
+    pub op: Op,
+}
+
+/// What can be said of a request that could not be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Head {
+    /// See [`Request::version`].
+    pub version: u32,
+    /// See [`Request::id`].
+    pub id: u64,
+}
+
+/// What can be asked for. [`crate::Allocator`] tells what each does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Op {
+    /// Answered by [`Answer::Grant`].
+    Reserve(Box<Reserve>),
+    /// Answered by [`Answer::Done`].
+    Attached {
+        /// Whose.
+        owner: Owner,
+        /// Of which reservation.
+        generation: u64,
+        /// How it came out.
+        finished: Option<Box<Attachment>>,
+    },
+    /// Answered by [`Answer::Done`].
+    Cancel {
+        /// Whose.
+        owner: Owner,
+        /// Which reservation.
+        generation: u64,
+    },
+    /// Answered by [`Answer::Deletion`].
+    Delete {
+        /// Whose.
+        owner: Owner,
+    },
+    /// Answered by [`Answer::Done`].
+    FinishDelete {
+        /// Whose, as the lease says.
+        owner: OwnerId,
+        /// Which lease.
+        generation: u64,
+    },
+    /// Answered by [`Answer::Leases`], of one or none.
+    Find {
+        /// Whose.
+        owner: Owner,
+    },
+    /// Answered by [`Answer::Leases`], a page at a time.
+    Leases {
+        /// Of which network; of all if none is named.
+        network: Option<String>,
+        /// The last owner of the page before.
+        after: Option<OwnerId>,
+    },
+    /// Answered by [`Answer::Usage`].
+    Usage {
+        /// Of which network.
+        network: String,
+        /// Of which range sets.
+        sets: Vec<RangeSet>,
+    },
+    /// Answered by [`Answer::Gc`].
+    Gc {
+        /// Of which network.
+        network: String,
+        /// Container and interface of each attachment that is to stay.
+        valid: Vec<(String, String)>,
+        /// The program that calls.
+        runtime: Option<String>,
+    },
+    /// Answered by [`Answer::Exported`]. The agent itself writes the directory.
+    Export {
+        /// Which network.
+        network: String,
+        /// Where to.
+        directory: std::path::PathBuf,
+        /// Whether files of host-local that are there are replaced.
+        force: bool,
+    },
+}
+
+/// A response.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Response {
+    /// The version that it speaks.
+    pub version: u32,
+    /// The oldest and the newest version that the agent speaks.
+    pub speaks: (u32, u32),
+    /// The request's.
+    pub id: u64,
+    /// The answer.
+    pub result: Outcome,
+}
+
+/// What a response says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It was done.
+    Ok(Answer),
+    /// It was not.
+    Error(Failure),
+}
+
+/// The answer to a request that was carried out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// There is nothing more to say.
+    Done,
+    /// The addresses.
+    Grant(Grant),
+    /// What a DEL has come to.
+    Deletion(Deletion),
+    /// Leases.
+    Leases {
+        /// In the order of their owners' ids.
+        leases: Vec<Lease>,
+        /// Whether there are further ones.
+        more: bool,
+    },
+    /// One for each range set.
+    Usage(Vec<SetUsage>),
+    /// What a GC has come to.
+    Gc(GcReport),
+    /// How many addresses were written: leased ones, unknown ones.
+    Exported(usize, usize),
+}
+
+/// What a DEL has come to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Deletion {
+    /// The interface is gone and its lease, if it had one, has ended. Nothing is left to do.
+    Done(Option<Box<Lease>>),
+    /// The lease, if there is one, is `Deleting` from now on: the caller removes the interface and then ends it.
+    Remove(Option<Box<Lease>>),
+}
+
+/// What a GC has come to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GcReport {
+    /// Whose attachments are gone.
+    pub removed: Vec<Owner>,
+    /// Live attachments of other runtimes, which stay.
+    pub foreign: Vec<Owner>,
+    /// What could not be removed and why, in whole sentences.
+    pub failed: Vec<String>,
+}
+
+/// The error of a response.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// See [`Error::code`].
+    pub code: String,
+    /// One sentence with its causes.
+    pub msg: String,
+    /// See [`Error::retry`].
+    pub retry: bool,
+    /// What exactly was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<Refusal>,
+    /// Which reservation is no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale: Option<(OwnerId, u64)>,
+}
+
+/// The code of [`Failure`] for a version that the agent does not speak.
+pub const VERSION_CODE: &str = "version";
+
+/// The code of [`Failure`] for a request that makes no sense to the agent.
+pub const REQUEST_CODE: &str = "request";
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        let (refusal, stale) = match error {
+            Error::Refused(refusal) => (Some(refusal.clone()), None),
+            Error::Stale(stale) => (None, Some((stale.owner, stale.generation))),
+            _ => (None, None),
+        };
+        Self { code: error.code().to_owned(), msg: error.chain(), retry: error.retry(), refusal, stale }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure { refusal: Some(refusal), .. } => Self::Refused(refusal),
+            Failure { stale: Some((owner, generation)), .. } => Self::Stale(Stale { owner, generation }),
+            Failure { code, msg, retry, .. } => Self::Agent { code, message: msg, retry },
+        }
+    }
+}
+
+/// A message as a frame.
+///
+/// # Errors
+/// It is longer than [`MAX_FRAME`].
+pub fn frame(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut frame = vec![0; 4];
+    serde_json::to_writer(&mut frame, message)?;
+    let length = frame.len() - 4;
+    let too_long =
+        || io::Error::new(io::ErrorKind::InvalidData, format!("a message of {length} bytes is too long"));
+    let header = u32::try_from(length).ok().filter(|_| length <= MAX_FRAME).ok_or_else(too_long)?;
+    for (to, from) in frame.iter_mut().zip(header.to_be_bytes()) {
+        *to = from;
+    }
+    Ok(frame)
+}
+
+/// The length that a frame's first four bytes say.
+///
+/// # Errors
+/// It is more than [`MAX_FRAME`].
+pub fn frame_length(header: [u8; 4]) -> io::Result<usize> {
+    let length = u32::from_be_bytes(header) as usize;
+    if length > MAX_FRAME {
+        let what = format!("a frame of {length} bytes; at most {MAX_FRAME} are allowed");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    }
+    Ok(length)
+}
+
+/// Sends a message.
+///
+/// # Errors
+/// The stream's; a message that is too long.
+pub fn send(stream: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+    stream.write_all(&frame(message)?)
+}
+
+/// Receives a message.
+///
+/// # Errors
+/// The stream's; `InvalidData` for what is no such message.
+pub fn receive<T: DeserializeOwned>(stream: &mut impl Read) -> io::Result<T> {
+    let mut header = [0; 4];
+    stream.read_exact(&mut header)?;
+    let length = frame_length(header)?;
+    // Not all at once: the length is only a claim.
+    let mut body = Vec::new();
+    stream.take(length as u64).read_to_end(&mut body)?;
+    if body.len() < length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    serde_json::from_slice(&body).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// Reads a request, or says how to answer to what is none. This is what the agent does with the body of a frame.
+///
+/// # Errors
+/// The response to send; `None` for bytes that cannot be answered.
+pub fn read_request(body: &[u8], speaks: &RangeInclusive<u32>) -> Result<Request, Option<Box<Response>>> {
+    let refuse = |head: Head, code: &str, msg: String| {
+        let failure = Failure { code: code.to_owned(), msg, retry: false, refusal: None, stale: None };
+        Some(Box::new(response(head.version, head.id, speaks, Outcome::Error(failure))))
+    };
+    // The head first: another version's request may have any shape.
+    let head: Head = serde_json::from_slice(body).map_err(|_| None)?;
+    if !speaks.contains(&head.version) {
+        let what = format!(
+            "version {} of the protocol is not spoken here, but {} to {}",
+            head.version,
+            speaks.start(),
+            speaks.end()
+        );
+        return Err(refuse(head, VERSION_CODE, what));
+    }
+    serde_json::from_slice(body).map_err(|error| {
+        refuse(head, REQUEST_CODE, format!("this is no request that is known here: {error}"))
+    })
+}
+
+/// The response to that request.
+pub fn response(version: u32, id: u64, speaks: &RangeInclusive<u32>, result: Outcome) -> Response {
+    Response { version, speaks: (*speaks.start(), *speaks.end()), id, result }
+}
