@@ -6,7 +6,6 @@
 //! [`change`]; both ends come up only after that.
 
 use std::fmt;
-use std::net::Ipv6Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
@@ -446,12 +445,6 @@ impl Link {
                 _ => {}
             }
         }
-    }
-
-    /// The link-local address that the kernel gives it by its MAC address (RFC 4291, appendix A).
-    pub fn link_local(&self) -> Option<Ipv6Addr> {
-        let [a, b, c, d, e, f] = self.mac?.0;
-        Some(Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]))
     }
 }
 
