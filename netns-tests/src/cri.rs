@@ -34,10 +34,14 @@ messages! {
     LinuxPod {
         #[prost(string, tag = "1")] cgroup_parent: String,
     }
+    PortMapping {
+        #[prost(int32, tag = "2")] container_port: i32,
+        #[prost(int32, tag = "3")] host_port: i32,
+    }
     PodConfig {
         #[prost(message, optional, tag = "1")] metadata: Option<PodMetadata>,
         #[prost(string, tag = "2")] hostname: String,
-        #[prost(map = "string, string", tag = "7")] annotations: HashMap<String, String>,
+        #[prost(message, repeated, tag = "5")] port_mappings: Vec<PortMapping>,
         #[prost(message, optional, tag = "8")] linux: Option<LinuxPod>,
     }
     RunPodRequest {
@@ -236,6 +240,18 @@ impl Cri {
         Ok(answer.id)
     }
 
+    /// Runs a pod with a TCP port of the host mapped to one of its own.
+    ///
+    /// # Errors
+    /// See [`Cri::run_pod`].
+    pub fn run_pod_with_port(&mut self, name: &str, host_port: u16, container_port: u16) -> Result<String> {
+        let mut config = self.pod_config(name);
+        let mapping = PortMapping { container_port: container_port.into(), host_port: host_port.into() };
+        config.port_mappings.push(mapping);
+        let answer: Id = self.call("RunPodSandbox", RunPodRequest { config: Some(config) })?;
+        Ok(answer.id)
+    }
+
     /// Runs a pod and gives up after `limit`, as a kubelet does: the runtime then kills the plugin.
     ///
     /// # Errors
@@ -255,7 +271,7 @@ impl Cri {
                 attempt: 0,
             }),
             hostname: name.to_owned(),
-            annotations: HashMap::new(),
+            port_mappings: Vec::new(),
             linux: Some(LinuxPod { cgroup_parent: self.cgroup.clone() }),
         }
     }

@@ -1,13 +1,15 @@
 //! Pods through containerd: Debian 12's own 1.6, and newer ones unpacked beside it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use podwire_netns_tests::containerd::{Containerd, DEBIAN};
 use podwire_netns_tests::cri::Cri;
 use podwire_netns_tests::image::BUSYBOX;
 use podwire_netns_tests::network::{conflist, left_behind};
-use podwire_netns_tests::{Lab, LabError, Node, Result, newer};
+use podwire_netns_tests::{Lab, LabError, Node, NodeOptions, Result, newer};
+
+const DUAL: &str = "10-podwire.conflist";
 
 /// What each pod runs: a web server that says the pod's name.
 const SERVER: [&str; 3] = ["sh", "-c", "hostname > /www/index.html; exec httpd -f -p 80 -h /www"];
@@ -25,10 +27,13 @@ struct Running {
 }
 
 impl Cluster {
-    fn start(name: &str, programs: impl Into<PathBuf>, shared: &[(PathBuf, PathBuf)]) -> Result<Self> {
-        let options = podwire_netns_tests::NodeOptions { shared: shared.to_vec(), ..Default::default() };
-        let node = Lab::new(name)?.node_with("n", &options)?;
-        node.install_conflist("10-podwire.conflist", &conflist("10-podwire.conflist")?)?;
+    /// Debian's own containerd on a network of one of the shipped conflists.
+    fn debian(name: &str, conflist: &str) -> Result<Self> {
+        Self::start(Lab::new(name)?.node("n")?, DEBIAN, conflist)
+    }
+
+    fn start(node: Node, programs: impl Into<PathBuf>, name: &str) -> Result<Self> {
+        node.install_conflist(name, &conflist(name)?)?;
         let mut containerd = Containerd::start(&node, programs)?;
         containerd.wait_for_network()?;
         Ok(Self { node, containerd })
@@ -40,6 +45,17 @@ impl Cluster {
 
     fn run(&mut self, name: &'static str) -> Result<Running> {
         let pod = self.containerd.cri().run_pod(name).map_err(|error| self.containerd.explain(error))?;
+        self.serve(name, pod)
+    }
+
+    /// Runs a pod whose web server is reached at that port of the node too.
+    fn run_with_port(&mut self, name: &'static str, port: u16) -> Result<Running> {
+        let ran = self.cri().run_pod_with_port(name, port, 80);
+        let pod = ran.map_err(|error| self.containerd.explain(error))?;
+        self.serve(name, pod)
+    }
+
+    fn serve(&mut self, name: &'static str, pod: String) -> Result<Running> {
         let container = self.cri().start_container(&pod, name, BUSYBOX, &SERVER)?;
         let addresses = self.cri().pod_addresses(&pod)?;
         Ok(Running { name, pod, container, addresses })
@@ -71,10 +87,11 @@ impl Cluster {
     }
 
     fn fetch(&mut self, from: &Running, address: IpAddr) -> Result<String> {
-        let url = match address {
-            IpAddr::V4(address) => format!("http://{address}/"),
-            IpAddr::V6(address) => format!("http://[{address}]/"),
-        };
+        self.fetch_at(from, SocketAddr::new(address, 80))
+    }
+
+    fn fetch_at(&mut self, from: &Running, address: SocketAddr) -> Result<String> {
+        let url = format!("http://{address}/");
         // busybox's own time limit, -T, crashes in Debian 12.
         self.exec(from, &["timeout", "10", "wget", "-q", "-O", "-", &url])
     }
@@ -129,7 +146,7 @@ fn pods_live_and_leave_nothing(mut cluster: Cluster, version: &str) -> Result<()
 
 #[test]
 fn pods_of_containerd_1_6_live_and_leave_nothing() -> Result<()> {
-    pods_live_and_leave_nothing(Cluster::start("ctd16", DEBIAN, &[])?, "1.6.")
+    pods_live_and_leave_nothing(Cluster::debian("ctd16", DUAL)?, "1.6.")
 }
 
 /// A newer containerd, or a loud word that it was left out: Debian's archive moves, podwire does not break with it.
@@ -137,8 +154,9 @@ fn with_a_newer_containerd(name: &str, releases: &[&str], version: &str) -> Resu
     match newer::containerd(releases, version) {
         Ok(programs) => {
             let inside = PathBuf::from("/run/newer-containerd");
-            let cluster = Cluster::start(name, inside.clone(), &[(programs, inside)])?;
-            pods_live_and_leave_nothing(cluster, version)
+            let shared = vec![(programs, inside.clone())];
+            let node = Lab::new(name)?.node_with("n", &NodeOptions { shared, ..Default::default() })?;
+            pods_live_and_leave_nothing(Cluster::start(node, inside, DUAL)?, version)
         }
         Err(why) => {
             newer::left_out(&format!("pods through containerd {version}"), &why);
@@ -159,7 +177,7 @@ fn pods_of_containerd_2_live_and_leave_nothing() -> Result<()> {
 
 #[test]
 fn a_pod_reaches_itself_through_its_service() -> Result<()> {
-    let mut cluster = Cluster::start("service", DEBIAN, &[])?;
+    let mut cluster = Cluster::debian("service", DUAL)?;
     let pod = cluster.run("a")?;
     // What kube-proxy does for a Service with this pod behind it.
     let rules = pod.addresses.iter().map(|address| match address {
@@ -192,10 +210,34 @@ fn a_pod_reaches_itself_through_its_service() -> Result<()> {
 
 #[test]
 fn a_pod_whose_processes_were_killed_leaves_nothing() -> Result<()> {
-    let mut cluster = Cluster::start("killed", DEBIAN, &[])?;
+    let mut cluster = Cluster::debian("killed", DUAL)?;
     let pod = cluster.run("a")?;
     // Every sandbox process of this node: its process ids are its own.
     cluster.node.run("pkill", &["-KILL", "-x", "busybox"])?;
     cluster.remove(&pod)?;
+    cluster.expect_nothing_left()
+}
+
+#[test]
+fn a_port_of_the_node_leads_to_a_pod_through_debians_portmap() -> Result<()> {
+    let mut cluster = Cluster::debian("portmap", "10-podwire-portmap.conflist")?;
+    let (web, client) = (cluster.run_with_port("web", 18080)?, cluster.run("client")?);
+    let node = SocketAddr::new(Ipv4Addr::new(10, 244, 0, 1).into(), 18080);
+    assert_eq!(cluster.fetch_at(&client, node)?.trim(), "web");
+    for pod in [&web, &client] {
+        cluster.remove(pod)?;
+    }
+    cluster.expect_nothing_left()
+}
+
+#[test]
+fn pods_of_an_ipv4_network_have_one_address() -> Result<()> {
+    let mut cluster = Cluster::debian("ipv4", "10-podwire-ipv4.conflist")?;
+    let (a, b) = (cluster.run("a")?, cluster.run("b")?);
+    assert!(a.addresses.len() == 1 && a.addresses[0].is_ipv4(), "{:?}", a.addresses);
+    cluster.expect_reaches(&a, &b)?;
+    for pod in [&a, &b] {
+        cluster.remove(pod)?;
+    }
     cluster.expect_nothing_left()
 }
