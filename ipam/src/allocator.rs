@@ -9,6 +9,7 @@ use podwire_kernel::Netlink;
 use crate::client::Client;
 use crate::dirs::{Dirs, Holder, Lock, Wanted};
 use crate::engine::{Engine, Vantage};
+use crate::import::Contents;
 use crate::service::{Answer, DEADLINE_SECONDS, Deletion, GC_DEADLINE_SECONDS, GcReport, Op};
 use crate::{Error, GcPlan, Grant, Lease, RangeSet, Reserve, SetUsage};
 
@@ -42,6 +43,7 @@ const TRIES: usize = 8;
 pub struct Allocator {
     dirs: Dirs,
     patience: Patience,
+    vantage: Vantage,
     way: Way,
 }
 
@@ -65,8 +67,16 @@ impl Allocator {
     /// # Errors
     /// As [`Allocator::connect`].
     pub fn connect_within(dirs: &Dirs, patience: Patience) -> Result<Self, Error> {
-        let way = find_way(dirs, patience)?;
-        Ok(Self { dirs: dirs.clone(), patience, way })
+        Self::connect_from(dirs, patience, Vantage::Runtime)
+    }
+
+    /// The same for a program that is not called by a runtime.
+    ///
+    /// # Errors
+    /// As [`Allocator::connect`].
+    pub fn connect_from(dirs: &Dirs, patience: Patience, vantage: Vantage) -> Result<Self, Error> {
+        let way = find_way(dirs, patience, vantage)?;
+        Ok(Self { dirs: dirs.clone(), patience, vantage, way })
     }
 
     /// Connects to the agent; `None` where none runs. Never opens the store and never waits for its lock.
@@ -78,6 +88,7 @@ impl Allocator {
         Ok(client.map(|client| Self {
             dirs: dirs.clone(),
             patience: Patience::default(),
+            vantage: Vantage::Runtime,
             way: Way::Agent(client),
         }))
     }
@@ -208,6 +219,19 @@ impl Allocator {
         }
     }
 
+    /// All that is known of one network, for [`crate::import::export`].
+    ///
+    /// # Errors
+    /// The agent's.
+    pub fn contents(&mut self, network: &str) -> Result<Contents, Error> {
+        let leases = self.leases(Some(network))?;
+        let op = || Op::Extras { network: network.to_owned() };
+        match self.run(op, |engine| Ok(engine.extras(network)))? {
+            Answer::Extras { unknown, cursors } => Ok(Contents { leases, unknown, cursors }),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
     /// How much of a network's range sets is in use.
     ///
     /// # Errors
@@ -270,7 +294,7 @@ impl Allocator {
             if !matches!(result, Err(Error::Disconnected { .. })) {
                 break;
             }
-            self.way = find_way(&self.dirs, self.patience)?;
+            self.way = find_way(&self.dirs, self.patience, self.vantage)?;
             match &mut self.way {
                 Way::Direct(engine) => return direct(engine),
                 Way::Agent(client) => result = client.call(&op, seconds),
@@ -296,7 +320,7 @@ impl Allocator {
     }
 }
 
-fn find_way(dirs: &Dirs, patience: Patience) -> Result<Way, Error> {
+fn find_way(dirs: &Dirs, patience: Patience, vantage: Vantage) -> Result<Way, Error> {
     let start = Instant::now();
     let mut progress = start;
     let mut holder: Option<Holder> = None;
@@ -311,7 +335,7 @@ fn find_way(dirs: &Dirs, patience: Patience) -> Result<Way, Error> {
                 // An agent may have asked for it since.
                 Ok(lock) if yields && Wanted::is_held(dirs) => drop(lock),
                 Ok(lock) => {
-                    return Ok(Way::Direct(Box::new(Engine::open(dirs, lock, Vantage::Runtime)?)));
+                    return Ok(Way::Direct(Box::new(Engine::open(dirs, lock, vantage)?)));
                 }
                 Err(other) => {
                     if holder.as_ref() != Some(&other) {

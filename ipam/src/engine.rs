@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use podwire_attach::{Attachment, Owner, OwnerId};
+use podwire_attach::{Attachment, NetworkId, Owner, OwnerId};
 use podwire_kernel::link::Link;
 use podwire_kernel::{Netlink, Netns, NetnsError, clock};
 
@@ -16,10 +16,10 @@ use crate::cached_results::{self, CachedResult};
 use crate::dirs::{Dirs, Lock};
 use crate::import;
 use crate::rebuild::{self, Found};
-use crate::service::{Answer, PAGE};
+use crate::service::{Answer, EXTRAS, PAGE};
 use crate::store::{Durability, Loaded, SledStore, Store, StoreOrigin};
 use crate::{
-    BootMillis, Change, Error, GcPlan, Grant, Lease, LeaseState, Observation, Pool, RangeSet, Reserve,
+    BootMillis, Change, Error, GcPlan, Grant, Hold, Lease, LeaseState, Observation, Pool, RangeSet, Reserve,
     SetUsage, Sight, SweepPlan, Undo,
 };
 
@@ -34,6 +34,9 @@ pub enum Vantage {
     /// A process of its own, perhaps in a container: only of a netns that it has once seen does it know that it
     /// is gone.
     Apart,
+    /// A command that somebody has typed, perhaps in a pod's netns, where none of the node's links can be seen: it
+    /// compares leases with links only in the netns of process 1.
+    Command,
 }
 
 /// The allocator.
@@ -113,7 +116,7 @@ impl Engine {
             StoreOrigin::Existing => {
                 // A DEL without an agent leaves the end of the lease to the next user of the store.
                 let unfinished = self.pool.leases().any(|lease| lease.state == LeaseState::Deleting);
-                if unfinished || self.sweep_is_due() {
+                if (unfinished || self.sweep_is_due()) && self.sees_links() {
                     self.sweep()?;
                 }
                 Ok(())
@@ -263,6 +266,15 @@ impl Engine {
         Answer::Leases { leases, more }
     }
 
+    /// What [`Op::Extras`](crate::service::Op::Extras) asks for.
+    pub fn extras(&self, network: &str) -> Answer {
+        let id = NetworkId::of(network);
+        let unknown = self.pool.holds().filter_map(|(network, address, hold)| {
+            (network == id && matches!(hold, Hold::Unknown(_))).then_some(address)
+        });
+        Answer::Extras { unknown: unknown.take(EXTRAS).collect(), cursors: self.pool.cursors(id).collect() }
+    }
+
     /// How much of a network's range sets is in use.
     pub fn usage(&self, network: &str, sets: &[RangeSet]) -> Vec<SetUsage> {
         self.pool.usage(network, sets)
@@ -294,6 +306,11 @@ impl Engine {
         // Its time of change is all that counts. If it cannot be written, the next process sweeps once more.
         let _ = File::create(self.dirs.swept());
         Ok(plan)
+    }
+
+    fn sees_links(&self) -> bool {
+        let is_of_init = || Some(Netns::open("/proc/1/ns/net").ok()?.same_as(&Netns::current().ok()?));
+        self.vantage != Vantage::Command || is_of_init().unwrap_or(false)
     }
 
     fn sweep_is_due(&self) -> bool {
@@ -381,7 +398,7 @@ fn look(attachment: &Attachment, vantage: Vantage, was_seen: bool) -> Sight {
     let gone = match vantage {
         Vantage::Runtime => Sight::Gone,
         Vantage::Apart if was_seen => Sight::Gone,
-        Vantage::Apart => Sight::Unknown,
+        Vantage::Apart | Vantage::Command => Sight::Unknown,
     };
     let netns = match Netns::open(&attachment.netns) {
         Ok(netns) => netns,
@@ -445,10 +462,13 @@ impl Batch<'_> {
     fn import(&mut self, request: &Reserve) -> Result<Vec<String>, Error> {
         let network = &request.attachment.owner.network;
         let Some(directory) = &request.import_dir else { return Ok(Vec::new()) };
-        if self.pool.is_imported(podwire_attach::NetworkId::of(network)) {
+        if self.pool.is_imported(NetworkId::of(network)) {
             return Ok(Vec::new());
         }
         let mut imported = import::read(directory, network, &request.sets)?;
+        if !imported.attachments.is_empty() {
+            imported.join(&cached());
+        }
         let adopted = self.pool.import(network, &imported.attachments, &imported.cursors);
         self.apply(adopted.changes);
         let unknown = self.pool.rebuilt(&[], &imported.unknown);

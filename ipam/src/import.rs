@@ -7,7 +7,6 @@
 //! ```
 //! A file without content is one whose writer died before it was any pod's (host-local writes without fsync).
 
-use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
@@ -20,7 +19,8 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use podwire_attach::{Attachment, NetworkId, Owner};
 
-use crate::{Error, Hold, Lease, Pool, RangeSet, pod_address};
+use crate::cached_results::CachedResult;
+use crate::{Error, Lease, RangeSet, pod_address};
 
 /// host-local's lock file.
 const LOCK: &str = "lock";
@@ -90,6 +90,22 @@ pub fn read(directory: &Path, network: &str, sets: &[RangeSet]) -> Result<Import
 }
 
 impl Imported {
+    /// Adds the netns that libcni remembers for them: host-local knows none, and with it a lease whose pod died
+    /// unnoticed can end.
+    pub fn join(&mut self, cached: &[CachedResult]) {
+        for attachment in &mut self.attachments {
+            let owner = &attachment.owner;
+            let is_its = |result: &&CachedResult| {
+                result.owner.network == owner.network
+                    && result.owner.container == owner.container
+                    && (owner.ifname.is_empty() || result.owner.ifname == owner.ifname)
+            };
+            if let Some(netns) = cached.iter().find(is_its).and_then(|result| result.netns.clone()) {
+                attachment.netns = netns;
+            }
+        }
+    }
+
     fn add(&mut self, network: &str, sets: &[RangeSet], address: IpAddr, content: Option<String>) {
         let Some(content) = content else {
             self.unknown.push((NetworkId::of(network), address));
@@ -199,12 +215,23 @@ pub struct Exported {
     pub unknown: usize,
 }
 
-/// Writes host-local's directory for that network: the way back. The store stays as it is, so whoever changes the
+/// What is known of one network, as it is exported.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Its leases.
+    pub leases: Vec<Lease>,
+    /// Addresses in use by nobody knows whom.
+    pub unknown: Vec<IpAddr>,
+    /// The last address given from each range set.
+    pub cursors: Vec<(u32, IpAddr)>,
+}
+
+/// Writes host-local's directory of a network: the way back. The store stays as it is, so whoever changes the
 /// configuration back must also see to it that podwire gives no further addresses of this network.
 ///
 /// # Errors
 /// The directory has files in it and `force` is not set; or it cannot be written.
-pub fn export(pool: &Pool, network: &str, directory: &Path, force: bool) -> Result<Exported, Error> {
+pub fn export(contents: &Contents, directory: &Path, force: bool) -> Result<Exported, Error> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o755)
@@ -213,30 +240,23 @@ pub fn export(pool: &Pool, network: &str, directory: &Path, force: bool) -> Resu
     let _lock = lock(directory)?;
     clear(directory, force)?;
     let mut exported = Exported::default();
-    let id = NetworkId::of(network);
-    let leases: BTreeMap<_, &Lease> = pool
-        .leases()
-        .filter(|lease| lease.attachment.owner.network == network)
-        .map(|lease| (lease.attachment.owner.id(), lease))
-        .collect();
-    for (_, address, hold) in pool.holds().filter(|(network, _, _)| *network == id) {
-        let content = match hold {
-            Hold::Leased(owner) => {
-                let Some(lease) = leases.get(&owner) else { continue };
-                exported.leased += 1;
-                let Owner { container, ifname, .. } = &lease.attachment.owner;
-                // The old form for what came in it: host-local finds it by the id alone.
-                if ifname.is_empty() { container.clone() } else { format!("{container}{SEPARATOR}{ifname}") }
-            }
-            Hold::Unknown(_) => {
-                exported.unknown += 1;
-                UNKNOWN_ID.to_owned()
-            }
-            Hold::Resting(_) => continue,
+    for lease in &contents.leases {
+        let Owner { container, ifname, .. } = &lease.attachment.owner;
+        // The old form for what came in it: host-local finds it by the id alone.
+        let content = match ifname.as_str() {
+            "" => container.clone(),
+            ifname => format!("{container}{SEPARATOR}{ifname}"),
         };
-        write(&directory.join(address.to_string()), &content)?;
+        for address in lease.held() {
+            write(&directory.join(address.to_string()), &content)?;
+            exported.leased += 1;
+        }
     }
-    for (set, last) in pool.cursors(id) {
+    for address in &contents.unknown {
+        write(&directory.join(address.to_string()), UNKNOWN_ID)?;
+        exported.unknown += 1;
+    }
+    for (set, last) in &contents.cursors {
         write(&directory.join(format!("{LAST}{set}")), &last.to_string())?;
     }
     File::open(directory)

@@ -9,6 +9,7 @@
 //! not end the agent.
 
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use podwire_attach::{Attachment, Owner, OwnerId};
@@ -32,6 +33,9 @@ pub const GC_DEADLINE_SECONDS: u64 = 60;
 
 /// How many leases one response has at most.
 pub const PAGE: usize = 256;
+
+/// How many addresses of unknown owners a response names at most: more than one node has pods.
+pub const EXTRAS: usize = 10_000;
 
 /// A request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -115,14 +119,10 @@ pub enum Op {
         /// The program that calls.
         runtime: Option<String>,
     },
-    /// Answered by [`Answer::Exported`]. The agent itself writes the directory.
-    Export {
-        /// Which network.
+    /// Answered by [`Answer::Extras`].
+    Extras {
+        /// Of which network.
         network: String,
-        /// Where to.
-        directory: std::path::PathBuf,
-        /// Whether files of host-local that are there are replaced.
-        force: bool,
     },
 }
 
@@ -170,8 +170,13 @@ pub enum Answer {
     Usage(Vec<SetUsage>),
     /// What a GC has come to.
     Gc(GcReport),
-    /// How many addresses were written: leased ones, unknown ones.
-    Exported(usize, usize),
+    /// What is known of a network beside its leases.
+    Extras {
+        /// Addresses in use by nobody knows whom; at most [`EXTRAS`].
+        unknown: Vec<IpAddr>,
+        /// The last address given from each range set.
+        cursors: Vec<(u32, IpAddr)>,
+    },
 }
 
 /// What a DEL has come to.
