@@ -269,7 +269,6 @@ impl Work<'_, '_> {
             peer_name: &owner.ifname,
             peer_mac: Some(self.wanted.mac),
             peer_netns: self.places.pod.as_fd(),
-            peer_index: None,
             group: None,
         };
         let settings = LinkChange {
@@ -388,7 +387,7 @@ pub fn observe_node(host: &mut Netlink, bridge: &str) -> Result<Observed, Error>
 fn bridge_of(host: &mut Netlink, name: &str) -> Result<Option<ObservedBridge>, Error> {
     let Some(link) = host.link(LinkRef::Name(name))? else { return Ok(None) };
     let addresses = host.addresses(Some(link.index))?;
-    let address = |a: &Address| BridgeAddress { address: a.address, ours: false };
+    let address = |a: &Address| BridgeAddress { address: a.address, ours: a.protocol == addr::PROTOCOL };
     Ok(Some(ObservedBridge {
         index: link.index,
         up: link.flags.up,

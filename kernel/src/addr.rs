@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network};
 use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags as Ifa, AddressHeaderFlags, AddressMessage, AddressScope,
+    AddressAttribute, AddressFlags as Ifa, AddressHeaderFlags, AddressMessage, AddressProtocol, AddressScope,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -55,6 +55,8 @@ pub struct Address {
     pub flags: AddressFlags,
     /// How far it is valid (`rtm_scope` numbers): 0 everywhere, 253 on the link, 254 on this machine.
     pub scope: u8,
+    /// Who set it (IFA_PROTO), [`PROTOCOL`] for us; 0 where nobody said, and always on kernels before 5.18.
+    pub protocol: u8,
 }
 
 /// An address's state.
@@ -70,10 +72,15 @@ pub struct AddressFlags {
     pub dadfailed: bool,
 }
 
+/// What the addresses that we set are marked with (IFA_PROTO, kernel 5.18; older ones pass over it), so that they are
+/// told from an administrator's. The numbers up to 3 are the kernel's own.
+pub const PROTOCOL: u8 = 0x70;
+
 /// Gives a link an address. An IPv4 one also gets its subnet's broadcast address, where it has one, as the
 /// reference plugins do. `nodad`: usable at once (IPv6).
 pub fn add(ifindex: u32, address: IpNetwork, nodad: bool) -> Request<'static> {
     let mut message = message(ifindex, address);
+    message.attributes.push(AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)));
     if let IpNetwork::V4(network) = address {
         message.attributes.extend(broadcast(network).map(AddressAttribute::Broadcast));
     } else if nodad {
@@ -122,13 +129,14 @@ impl Address {
         let mut flags = u32::from(*payload.get(2)?);
         let scope = *payload.get(3)?;
         let ifindex = u32_at(payload, 4)?;
-        let (mut address, mut local) = (None, None);
+        let (mut address, mut local, mut protocol) = (None, None, 0);
         for (kind, value) in attributes(payload.get(8..)?) {
             match kind {
                 1 => address = ip(value),
                 // On a point-to-point link IFA_ADDRESS is the other side's.
                 2 => local = ip(value),
                 8 => flags = u32_at(value, 0).unwrap_or(flags),
+                11 => protocol = value.first().copied().unwrap_or(0),
                 _ => {}
             }
         }
@@ -142,6 +150,7 @@ impl Address {
                 dadfailed: flags & 0x08 != 0,
             },
             scope,
+            protocol,
         })
     }
 }

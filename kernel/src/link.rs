@@ -143,16 +143,12 @@ pub struct VethSpec<'a> {
     pub peer_netns: BorrowedFd<'a>,
     /// The pod end's MAC address; `None` for a random one.
     pub peer_mac: Option<MacAddr>,
-    /// The pod end's index; `None` for the kernel's choice. The kernel heeds it only together with a chosen index for
-    /// the host's end, which nobody needs: [`Netlink::apply_then_link`](crate::Netlink::apply_then_link) tells it.
-    pub peer_index: Option<u32>,
 }
 
 /// Makes a veth pair by one message. Neither end is up: the pod's cannot be in this message (ENOTCONN), and the
 /// host's must not be before [`LinkChange::addr_gen_mode`] is set.
 pub fn create_veth<'a>(spec: &VethSpec<'a>) -> Request<'a> {
     let mut peer = named(spec.peer_name);
-    peer.header.index = spec.peer_index.unwrap_or(0);
     // Without these the kernel makes a queue per possible CPU and shrinks to one, with an RCU wait for each.
     let one_queue = [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)];
     peer.attributes.push(LinkAttribute::NetNsFd(spec.peer_netns.as_raw_fd()));

@@ -21,6 +21,7 @@ fn addresses_come_and_go_and_nodad_makes_them_usable_at_once() {
             found.into_iter().find(|address| address.address == wanted)
         };
         assert!(find(v4).expect("there").flags.permanent);
+        assert_eq!(find(v4).expect("there").protocol, addr::PROTOCOL, "IFA_PROTO needs kernel 5.18");
         let flags = find(quick).expect("there").flags;
         assert!(flags.nodad && flags.permanent && !flags.tentative && !flags.dadfailed, "{flags:?}");
         assert!(find(slow).expect("there").flags.tentative);

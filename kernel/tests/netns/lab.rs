@@ -56,7 +56,6 @@ pub(crate) fn veth<'a>(name: &'a str, pod: &'a Netns) -> VethSpec<'a> {
         peer_name: "eth0",
         peer_netns: pod.as_fd(),
         peer_mac: None,
-        peer_index: None,
     }
 }
 
