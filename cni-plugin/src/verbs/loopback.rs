@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use podwire_kernel::addr::Address;
 use podwire_kernel::link::{LOOPBACK, LinkChange, LinkRef, change};
-use podwire_kernel::{Netlink, Netns, NetnsError};
+use podwire_kernel::{Netlink, Netns};
 
+use super::node::open_netns;
 use crate::config::LoopbackConfig;
 use crate::protocol::{CniError, CniResult, Environment, Interface, IpConfig, Verb, code};
 
@@ -26,7 +27,7 @@ pub fn run(environment: &Environment, stdin: &[u8]) -> Result<Option<String>, Cn
 }
 
 fn add(environment: &Environment, config: LoopbackConfig) -> Result<String, CniError> {
-    let addresses = inside(&open(environment)?, |netlink| {
+    let addresses = inside(&open_netns(environment)?, |netlink| {
         set_up(netlink, true)?;
         netlink.addresses(Some(LOOPBACK))
     })?;
@@ -55,7 +56,7 @@ fn result(environment: &Environment, addresses: &[Address]) -> CniResult {
 }
 
 fn check(environment: &Environment) -> Result<(), CniError> {
-    let netns = open(environment)?;
+    let netns = open_netns(environment)?;
     let link = inside(&netns, |netlink| netlink.link(LinkRef::Index(LOOPBACK)))?;
     if link.is_some_and(|link| link.flags.up) {
         return Ok(());
@@ -65,14 +66,12 @@ fn check(environment: &Environment) -> Result<(), CniError> {
 }
 
 fn delete(environment: &Environment) -> Result<(), CniError> {
-    if environment.netns.is_none() {
+    let Some(path) = &environment.netns else { return Ok(()) };
+    if Netns::open(path).is_err_and(|error| error.is_gone()) {
         return Ok(());
     }
-    match open(environment) {
-        Ok(netns) => inside(&netns, |netlink| set_up(netlink, false)),
-        Err(Refused::Netns(error)) if error.is_gone() => Ok(()),
-        Err(refused) => Err(refused.into()),
-    }
+    // Without its loopback interface a host is lost: its own netns is refused here as for ADD.
+    inside(&open_netns(environment)?, |netlink| set_up(netlink, false))
 }
 
 fn set_up(netlink: &mut Netlink, up: bool) -> Result<(), podwire_kernel::Error> {
@@ -89,36 +88,6 @@ fn inside<T: Send>(
         let context = format!("loopback interface in {}", netns.path().display());
         CniError::from_cause(code::KERNEL, &error).context(&context)
     })
-}
-
-/// Why CNI_NETNS is not entered.
-enum Refused {
-    Netns(NetnsError),
-    Host(String),
-}
-
-impl From<Refused> for CniError {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Netns(error) => Self::from_cause(code::INVALID_NETNS, &error),
-            Refused::Host(path) => {
-                let message = format!("CNI_NETNS {path:?} is the host's own network namespace");
-                Self::new(code::INVALID_NETNS, message)
-            }
-        }
-    }
-}
-
-/// Opens CNI_NETNS. The host's own is refused before anything is done: without its loopback interface a host is
-/// lost.
-fn open(environment: &Environment) -> Result<Netns, Refused> {
-    let path = environment.netns.as_deref().unwrap_or_default();
-    let netns = Netns::open(path).map_err(Refused::Netns)?;
-    let host = Netns::current().map_err(Refused::Netns)?;
-    if netns.same_as(&host) && !environment.netns_override {
-        return Err(Refused::Host(path.to_owned()));
-    }
-    Ok(netns)
 }
 
 #[cfg(test)]
