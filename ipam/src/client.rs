@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
+use podwire_attach::step::step;
 
 use crate::Error;
 use crate::service::{self, Answer, DEADLINE_SECONDS, Op, Outcome, Request, Response, SPEAKS, VERSION_CODE};
@@ -81,7 +82,9 @@ impl Client {
         self.next_id += 1;
         let request = Request { version: self.version, id, op: op.clone() };
         service::send(&mut self.stream, &request)?;
+        step("agent-asked");
         let response: Response = service::receive(&mut self.stream)?;
+        step("agent-answered");
         if response.id != id {
             let what = format!("an answer to request {}, not to {id}", response.id);
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
