@@ -80,7 +80,7 @@ impl Cluster {
     /// Ping and HTTP from one pod to another, at each of its addresses.
     fn expect_reaches(&mut self, from: &Running, to: &Running) -> Result<()> {
         for address in &to.addresses {
-            self.exec(from, &["ping", "-c", "2", "-W", "2", &address.to_string()])?;
+            self.exec(from, &["ping", "-c", "2", "-i", "0.2", "-W", "2", &address.to_string()])?;
             assert_eq!(self.fetch(from, *address)?.trim(), to.name, "{} → {address}", from.name);
         }
         Ok(())

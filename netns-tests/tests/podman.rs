@@ -18,7 +18,7 @@ fn containers_of_podman_reach_each_other_and_leave_nothing() -> Result<()> {
     let addresses = podman.addresses("b")?;
     assert_eq!(addresses.iter().map(IpAddr::is_ipv4).collect::<Vec<_>>(), [true, false], "{addresses:?}");
     for address in &addresses {
-        podman.exec("a", &["ping", "-c", "2", "-W", "2", &address.to_string()])?;
+        podman.exec("a", &["ping", "-c", "2", "-i", "0.2", "-W", "2", &address.to_string()])?;
         let url = match address {
             IpAddr::V4(address) => format!("http://{address}/"),
             IpAddr::V6(address) => format!("http://[{address}]/"),
