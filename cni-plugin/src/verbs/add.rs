@@ -4,7 +4,7 @@ use podwire_attach::drift::{Drift, drift};
 use podwire_attach::plan::{Wanted, host_mac};
 use podwire_attach::{Attached, Attachment, Places, attach, observe_attachment};
 use podwire_kernel::link::{self, LinkRef};
-use podwire_kernel::{Netlink, Netns};
+use podwire_kernel::Netlink;
 
 use super::addresses::Reservation;
 use super::node::{self, BridgeUse};
@@ -23,7 +23,7 @@ pub fn run(env: &Environment, stdin: &[u8]) -> Result<String, CniError> {
     let netns = node::open_netns(env)?;
     let mut host = Netlink::open().map_err(failure::kernel)?;
     let node = node::facts(&config)?;
-    let attachment = attachment(env, &config, &netns);
+    let attachment = attachment(env, &config);
     // Before the store's lock: who waits for one of the two never holds the other way round.
     let bridge_use = BridgeUse::shared(&config.run_dir)?;
     let mut reservation = Reservation::make(env, &config, &attachment, &node)?;
@@ -41,7 +41,7 @@ pub fn run(env: &Environment, stdin: &[u8]) -> Result<String, CniError> {
     kept.map_err(|error| reservation.take_back(env, &config, error))
 }
 
-fn attachment(env: &Environment, config: &Config, netns: &Netns) -> Attachment {
+fn attachment(env: &Environment, config: &Config) -> Attachment {
     let owner = env.owner(&config.network.name);
     Attachment {
         addresses: Vec::new(),
@@ -49,8 +49,8 @@ fn attachment(env: &Environment, config: &Config, netns: &Netns) -> Attachment {
         link: Some(owner.link_name()),
         bridge: Some(config.bridge.name.clone()),
         netns: env.netns.clone().unwrap_or_default(),
-        // Where the kernel does not tell, the host link does.
-        netns_identity: netns.identity().ok(),
+        // The host link says whether the pod lives.
+        netns_identity: None,
         pod: env.args.pod.clone(),
         runtime: node::runtime(),
         owner,
