@@ -32,7 +32,10 @@ fuzz_target!(|data: &[u8]| {
 fn check(error: &CniError, document: &[u8]) {
     assert!(matches!(
         error.code,
-        code::INCOMPATIBLE_VERSION | code::UNSUPPORTED_FIELD | code::DECODING_FAILURE | code::INVALID_NETWORK_CONFIG
+        code::INCOMPATIBLE_VERSION
+            | code::UNSUPPORTED_FIELD
+            | code::DECODING_FAILURE
+            | code::INVALID_NETWORK_CONFIG
     ));
     let written = error.to_json(Network::version_of(document));
     assert_eq!(CniError::parse(written.as_bytes()).as_ref(), Some(error));
