@@ -161,11 +161,10 @@ impl<'a> Replay<'a> {
             let index =
                 self.sh(&format!("ip -n {pod} -o link show eth0 | sed 's/.*@if\\([0-9]*\\):.*/\\1/'"))?;
             let links = self.node.ip(&["link"]).map_err(|error| format!("{error:?}"))?;
-            let port = links
-                .as_array()
-                .into_iter()
-                .flatten()
-                .find(|link| link["ifindex"].to_string() == index.trim());
+            let port =
+                links.as_array().into_iter().flatten().find(|link| {
+                    link["ifindex"].as_u64().is_some_and(|found| Ok(found) == index.trim().parse())
+                });
             let port = port
                 .and_then(|link| link["ifname"].as_str())
                 .ok_or_else(|| format!("{pod}'s eth0 has no end on the host"))?;

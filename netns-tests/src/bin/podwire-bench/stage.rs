@@ -1,0 +1,429 @@
+//! The stage: a node, the yardstick programs, and the contestants' calls.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use podwire_netns_tests::{Lab, LabError, Node, NodeOptions, Pod, Result, wait_for};
+use serde_json::{Value, json};
+
+/// Who is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Contestant {
+    /// The system calls alone: see floor/floor.c.
+    Floor,
+    /// Debian's bridge + host-local.
+    Reference,
+    /// podwire, while its agent holds the store.
+    Agent,
+    /// podwire on its own.
+    Alone,
+}
+
+impl Contestant {
+    /// All, in the order of tables.
+    pub(crate) const ALL: [Self; 4] = [Self::Floor, Self::Reference, Self::Agent, Self::Alone];
+    /// Those that are CNI plugins.
+    pub(crate) const PLUGINS: [Self; 3] = [Self::Reference, Self::Agent, Self::Alone];
+    /// Those that are podwire.
+    pub(crate) const OURS: [Self; 2] = [Self::Agent, Self::Alone];
+
+    /// The name in tables.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Floor => "floor",
+            Self::Reference => "bridge + host-local",
+            Self::Agent => "podwire with the agent",
+            Self::Alone => "podwire without the agent",
+        }
+    }
+
+    fn letter(self) -> &'static str {
+        match self {
+            Self::Floor => "f",
+            Self::Reference => "r",
+            Self::Agent => "a",
+            Self::Alone => "p",
+        }
+    }
+}
+
+/// A node with everything that the measurements need, the store's and host-local's directories on the disk.
+pub(crate) struct Stage {
+    // Dropped first: an agent ends with its node.
+    agents: Vec<Child>,
+    node: Node,
+    pods: Cell<u32>,
+    files: Cell<u32>,
+    tools: PathBuf,
+    programs: PathBuf,
+}
+
+/// One network of one contestant: a name, a bridge, a state of its own.
+#[derive(Debug, Clone)]
+pub(crate) struct Network {
+    pub(crate) contestant: Contestant,
+    name: String,
+    bridge: String,
+    state: String,
+    /// host-local's directory, to read from and, for the reference, to write to.
+    data_dir: Option<String>,
+    /// Variables of the plugin's environment.
+    pub(crate) env: Vec<(String, String)>,
+}
+
+/// An attachment to be: a pod and the network that it is for.
+pub(crate) struct Slot {
+    pod: Pod,
+    index: u32,
+}
+
+impl Stage {
+    /// A stage with the built programs.
+    pub(crate) fn new() -> Result<Self> {
+        Self::with_programs(PathBuf::from("/opt/cni/bin"), &[])
+    }
+
+    /// A stage with programs of another build of podwire, found in a directory of the machine.
+    pub(crate) fn with_programs(programs: PathBuf, shared: &[(PathBuf, PathBuf)]) -> Result<Self> {
+        let lab = Lab::new("bench")?;
+        let options = NodeOptions {
+            on_disk: vec!["/var/lib/podwire".into(), "/var/lib/cni".into()],
+            shared: shared.to_vec(),
+            ..NodeOptions::default()
+        };
+        let node = lab.node_with("node", &options)?;
+        let tools = compile(&node)?;
+        Ok(Self { agents: Vec::new(), node, pods: 0.into(), files: 0.into(), tools, programs })
+    }
+
+    /// A network of a contestant. `state` keeps the stores of podwire's apart: one for each agent.
+    pub(crate) fn network(&self, contestant: Contestant, purpose: &str, state: &str) -> Result<Network> {
+        let letter = contestant.letter();
+        let network = Network {
+            contestant,
+            name: format!("bench-{purpose}-{letter}"),
+            bridge: format!("b{purpose}{letter}"),
+            state: format!("{state}{letter}"),
+            data_dir: None,
+            env: Vec::new(),
+        };
+        if contestant == Contestant::Floor {
+            // The others make theirs with the first ADD, which is not measured.
+            self.must("ip", &["link", "add", &network.bridge, "type", "bridge"])?;
+            self.must("ip", &["address", "add", "10.88.0.1/16", "dev", &network.bridge])?;
+            self.must("ip", &["link", "set", &network.bridge, "up"])?;
+        }
+        Ok(network)
+    }
+
+    /// Starts the agent that holds a network's store.
+    pub(crate) fn agent(&mut self, network: &Network, env: &[(&str, &str)]) -> Result<()> {
+        let [state, run] = network.dirs();
+        let program = self.podwired();
+        let mut command = Command::new(program);
+        command
+            .args(["run", "--state-dir", &state, "--run-dir", &run])
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let mut agent = self.node.spawn(&mut command)?;
+        let socket = self.node.path(format!("{run}/ipam.sock"));
+        if !wait_for(Duration::from_secs(10), || socket.exists()) {
+            let _ = agent.kill();
+            return Err(LabError::new(format!("the agent did not open {run}/ipam.sock within 10 s")));
+        }
+        self.agents.push(agent);
+        Ok(())
+    }
+
+    fn podwired(&self) -> PathBuf {
+        if self.programs == Path::new("/opt/cni/bin") {
+            Node::dist("podwired")
+        } else {
+            self.programs.join("podwired")
+        }
+    }
+
+    /// A pod for a network.
+    pub(crate) fn slot(&self) -> Result<Slot> {
+        self.pods.set(self.pods.get() + 1);
+        let index = self.pods.get();
+        Ok(Slot { pod: self.node.pod(&format!("pod{index}"))?, index })
+    }
+
+    /// Several pods.
+    pub(crate) fn slots(&self, count: u32) -> Result<Vec<Slot>> {
+        (0..count).map(|_| self.slot()).collect()
+    }
+
+    /// A call of a contestant for a pod, ready to be timed.
+    pub(crate) fn call(&self, network: &Network, verb: &str, slot: &Slot) -> Result<Job> {
+        if network.contestant != Contestant::Floor {
+            return self.plugin(network, verb, Some(slot), &network.config());
+        }
+        let host = format!("fl{}", slot.index);
+        let mut command = Command::new(self.tools.join("floor"));
+        if verb == "DEL" {
+            command.args(["del", &host]);
+        } else {
+            let address = format!("10.88.{}.{}", 1 + slot.index / 250, 2 + slot.index % 250);
+            let netns = slot.pod.netns_path();
+            command.arg("add").arg(netns).args([&host, &network.bridge, &address, "16", "10.88.0.1"]);
+        }
+        self.job(command, None)
+    }
+
+    /// A call that is for no pod, with keys added to the configuration.
+    pub(crate) fn call_of_none(&self, network: &Network, verb: &str, keys: &Value) -> Result<Job> {
+        let mut config = network.config();
+        for (key, value) in keys.as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
+        self.plugin(network, verb, None, &config)
+    }
+
+    /// CHECK of a pod with the result of its ADD.
+    pub(crate) fn check(&self, network: &Network, slot: &Slot, added: &Value) -> Result<Job> {
+        let mut config = network.config();
+        config["prevResult"] = added.clone();
+        self.plugin(network, "CHECK", Some(slot), &config)
+    }
+
+    /// The program that does nothing.
+    pub(crate) fn empty(&self) -> Result<Job> {
+        self.job(Command::new(self.tools.join("empty")), None)
+    }
+
+    /// Waits until the kernel has ended what earlier deletions left it to do.
+    pub(crate) fn barrier(&self) -> Result<Duration> {
+        let mut command = Command::new(self.tools.join("floor"));
+        command.arg("barrier");
+        self.one(self.job(command, None)?).map(|(took, _)| took)
+    }
+
+    /// The peak resident memory of one call, in KiB: of the largest of its processes.
+    pub(crate) fn peak(&self, job: Job) -> Result<u64> {
+        let file = "/run/bench/peak";
+        let mut command = Command::new(self.tools.join("peak"));
+        command.arg(file).arg(job.command.get_program()).args(job.command.get_args()).env_clear();
+        command.envs(job.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        self.one(self.job(command, job.config.as_ref())?)?;
+        self.node.read(file)?.trim().parse().map_err(LabError::because("read the peak memory"))
+    }
+
+    /// Runs one call; how long it took and what it printed.
+    pub(crate) fn one(&self, job: Job) -> Result<(Duration, Value)> {
+        let mut jobs = [job];
+        let took = self.timed(&mut jobs, 1)?;
+        let [job] = jobs;
+        let printed = std::fs::read(&job.output).map_err(LabError::because("read what a call printed"))?;
+        Ok((took, serde_json::from_slice(&printed).unwrap_or_default()))
+    }
+
+    /// Runs calls at once; the time until the last has ended.
+    pub(crate) fn at_once(&self, mut jobs: Vec<Job>) -> Result<Duration> {
+        self.timed(&mut jobs, usize::MAX)
+    }
+
+    /// Runs calls one after the other; the time of all together.
+    pub(crate) fn in_a_row(&self, mut jobs: Vec<Job>) -> Result<Duration> {
+        self.timed(&mut jobs, 1)
+    }
+
+    fn timed(&self, jobs: &mut [Job], width: usize) -> Result<Duration> {
+        let width = width.min(jobs.len().max(1));
+        // One thread spawns for everyone, with posix_spawn, that is vfork.
+        let (took, codes) = self.node.enter(|| {
+            let mut codes = Vec::with_capacity(jobs.len());
+            let began = Instant::now();
+            for part in jobs.chunks_mut(width) {
+                let children: Vec<_> = part.iter_mut().map(|job| job.command.spawn()).collect();
+                codes.extend(children.into_iter().map(|child| child?.wait()));
+            }
+            (began.elapsed(), codes)
+        })?;
+        for (job, code) in jobs.iter().zip(codes) {
+            let status = code.map_err(LabError::because(job.what()))?;
+            if !status.success() {
+                let said = std::fs::read_to_string(&job.output).unwrap_or_default();
+                return Err(LabError::new(format!("{}: {status}: {}", job.what(), said.trim())));
+            }
+        }
+        Ok(took)
+    }
+
+    /// Whether a link of this name is on the node now.
+    pub(crate) fn has_link(&self, name: &str) -> Result<bool> {
+        self.node.in_network(|| nix::net::if_::if_nametoindex(name).is_ok())
+    }
+
+    /// How many ports a network's bridge has.
+    pub(crate) fn ports(&self, network: &Network) -> Result<usize> {
+        Ok(self.node.ip(&["link", "show", "master", &network.bridge])?.as_array().map_or(0, Vec::len))
+    }
+
+    /// Writes a directory of host-local's for a network, with so many leases of containers that never were.
+    pub(crate) fn fill(&self, network: &mut Network, leases: u32) -> Result<()> {
+        let dir = format!("/var/lib/cni/filled-{}", network.name);
+        let inner = self.node.path(&dir).join(&network.name);
+        std::fs::create_dir_all(&inner).map_err(LabError::because(format!("make {dir}")))?;
+        let what = format!("fill {dir}");
+        for index in 0..leases {
+            let address = format!("10.88.{}.{}", 1 + index / 250, 2 + index % 250);
+            std::fs::write(inner.join(address), format!("filled{index}\r\neth0"))
+                .map_err(LabError::because(what.clone()))?;
+        }
+        // The next address comes behind them.
+        std::fs::write(inner.join("last_reserved_ip.0"), "10.88.200.1").map_err(LabError::because(what))?;
+        network.data_dir = Some(dir);
+        Ok(())
+    }
+
+    fn plugin(&self, network: &Network, verb: &str, slot: Option<&Slot>, config: &Value) -> Result<Job> {
+        let program = match network.contestant {
+            Contestant::Reference => "/opt/cni/bin/bridge".into(),
+            _ => self.programs.join("podwire"),
+        };
+        let mut command = Command::new(program);
+        command.env_clear().envs(network.env.iter().cloned());
+        command
+            .env("CNI_COMMAND", verb)
+            .env("CNI_PATH", "/opt/cni/bin")
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        if let Some(slot) = slot {
+            command.env("CNI_CONTAINERID", slot.pod.name()).env("CNI_NETNS", slot.pod.netns_path());
+            command.env("CNI_IFNAME", "eth0");
+        }
+        self.job(command, Some(config))
+    }
+
+    /// A command with its input and output in files: pipes would need a reader's turn on a CPU.
+    fn job(&self, mut command: Command, config: Option<&Value>) -> Result<Job> {
+        let output = self.file("out");
+        let file = File::create(&output).map_err(LabError::because(format!("make {}", output.display())))?;
+        let errors = file.try_clone().map_err(LabError::because("duplicate a file descriptor"))?;
+        command.stdin(Stdio::null()).stdout(file).stderr(errors);
+        if let Some(config) = config {
+            let input = self.file("in");
+            let what = || LabError::because(format!("write {}", input.display()));
+            std::fs::write(&input, config.to_string()).map_err(what())?;
+            command.stdin(File::open(&input).map_err(what())?);
+            // The descriptor holds it.
+            std::fs::remove_file(&input).map_err(what())?;
+        }
+        Ok(Job { command, config: config.cloned(), output })
+    }
+
+    /// A new file on the node's tmpfs, as seen from outside.
+    fn file(&self, kind: &str) -> PathBuf {
+        self.files.set(self.files.get() + 1);
+        self.node.path(format!("/run/bench/{kind}{}", self.files.get()))
+    }
+
+    fn must(&self, program: &str, args: &[&str]) -> Result<()> {
+        self.node.run(program, args)?.success(&format!("{program} {}", args.join(" "))).map(drop)
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        for agent in &mut self.agents {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+    }
+}
+
+impl Network {
+    /// stateDir and runDir.
+    fn dirs(&self) -> [String; 2] {
+        [format!("/var/lib/podwire/{}", self.state), format!("/run/podwire-{}", self.state)]
+    }
+
+    fn config(&self) -> Value {
+        let reference = self.contestant == Contestant::Reference;
+        let mut config = json!({
+            "cniVersion": if reference { "1.0.0" } else { "1.1.0" },
+            "name": self.name,
+            "type": if reference { "bridge" } else { "podwire" },
+            "bridge": self.bridge,
+            "isDefaultGateway": true,
+            "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.88.0.0/16" }]] },
+        });
+        if let Some(dir) = &self.data_dir {
+            config["ipam"]["dataDir"] = json!(dir);
+        }
+        if !reference {
+            let [state, run] = self.dirs();
+            config["stateDir"] = json!(state);
+            config["runDir"] = json!(run);
+        }
+        config
+    }
+}
+
+/// A call, ready to be spawned.
+pub(crate) struct Job {
+    command: Command,
+    config: Option<Value>,
+    output: PathBuf,
+}
+
+impl Job {
+    fn what(&self) -> String {
+        let verb =
+            self.command.get_envs().find(|(name, _)| *name == "CNI_COMMAND").and_then(|(_, value)| value);
+        format!(
+            "{} {}",
+            self.command.get_program().to_string_lossy(),
+            verb.unwrap_or_default().to_string_lossy()
+        )
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.output);
+    }
+}
+
+/// Compiles the yardstick programs into the node; gives their directory in it.
+fn compile(node: &Node) -> Result<PathBuf> {
+    let dir = node.lab().dir().join("tools");
+    std::fs::create_dir_all(&dir).map_err(LabError::because("make a directory for the tools"))?;
+    let arch = std::env::consts::ARCH;
+    for (name, source) in [
+        ("floor", include_str!("../../../floor/floor.c")),
+        ("empty", include_str!("../../../floor/empty.c")),
+        ("peak", include_str!("../../../floor/peak.c")),
+    ] {
+        let file = dir.join(format!("{name}.c"));
+        std::fs::write(&file, source).map_err(LabError::because(format!("write {name}.c")))?;
+        let done = Command::new("musl-gcc")
+            // musl-gcc leaves out the kernel's headers.
+            .args([
+                "-O2",
+                "-static",
+                "-idirafter",
+                "/usr/include",
+                "-idirafter",
+                &format!("/usr/include/{arch}-linux-gnu"),
+                "-o",
+            ])
+            .args([dir.join(name), file])
+            .output()
+            .map_err(LabError::because("start musl-gcc (package musl-tools)"))?;
+        if !done.status.success() {
+            return Err(LabError::new(format!(
+                "musl-gcc {name}.c: {}",
+                String::from_utf8_lossy(&done.stderr).trim()
+            )));
+        }
+    }
+    std::fs::create_dir_all(node.path("/run/bench")).map_err(LabError::because("make /run/bench"))?;
+    Ok(dir)
+}
