@@ -100,13 +100,6 @@ pub enum Drift {
     NoForwarding(&'static str),
 }
 
-impl Drift {
-    /// Whether the host's link is there and another's: then it must not be removed either.
-    pub fn is_foreign(&self) -> bool {
-        matches!(self, Self::ForeignHostLink(_))
-    }
-}
-
 impl fmt::Display for Drift {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

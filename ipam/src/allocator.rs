@@ -75,7 +75,19 @@ impl Allocator {
     /// # Errors
     /// As [`Allocator::connect`].
     pub fn connect_from(dirs: &Dirs, patience: Patience, vantage: Vantage) -> Result<Self, Error> {
-        let way = find_way(dirs, patience, vantage)?;
+        let way = find_way(dirs, patience, vantage, &mut || {})?;
+        Ok(Self { dirs: dirs.clone(), patience, vantage, way })
+    }
+
+    /// [`Allocator::connect`] for a DEL: where no agent runs, `meanwhile` is called with the lock taken and the store not
+    /// yet opened, which takes some milliseconds. What it starts is not disturbed by an agent: none can have the store
+    /// until this allocator is dropped.
+    ///
+    /// # Errors
+    /// As [`Allocator::connect`]; `meanwhile` may have been called.
+    pub fn connect_meanwhile(dirs: &Dirs, mut meanwhile: impl FnMut()) -> Result<Self, Error> {
+        let (patience, vantage) = (Patience::default(), Vantage::Runtime);
+        let way = find_way(dirs, patience, vantage, &mut meanwhile)?;
         Ok(Self { dirs: dirs.clone(), patience, vantage, way })
     }
 
@@ -294,7 +306,7 @@ impl Allocator {
             if !matches!(result, Err(Error::Disconnected { .. })) {
                 break;
             }
-            self.way = find_way(&self.dirs, self.patience, self.vantage)?;
+            self.way = find_way(&self.dirs, self.patience, self.vantage, &mut || {})?;
             match &mut self.way {
                 Way::Direct(engine) => return direct(engine),
                 Way::Agent(client) => result = client.call(&op, seconds),
@@ -320,7 +332,12 @@ impl Allocator {
     }
 }
 
-fn find_way(dirs: &Dirs, patience: Patience, vantage: Vantage) -> Result<Way, Error> {
+fn find_way(
+    dirs: &Dirs,
+    patience: Patience,
+    vantage: Vantage,
+    before_open: &mut dyn FnMut(),
+) -> Result<Way, Error> {
     let start = Instant::now();
     let mut progress = start;
     let mut holder: Option<Holder> = None;
@@ -335,6 +352,7 @@ fn find_way(dirs: &Dirs, patience: Patience, vantage: Vantage) -> Result<Way, Er
                 // An agent may have asked for it since.
                 Ok(lock) if yields && Wanted::is_held(dirs) => drop(lock),
                 Ok(lock) => {
+                    before_open();
                     return Ok(Way::Direct(Box::new(Engine::open(dirs, lock, vantage)?)));
                 }
                 Err(other) => {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use podwire_ipam::{Range, RangeSet, RangeSpec, check_sets};
+use podwire_ipam::{DEFAULT_QUARANTINE_MS, LONGEST_QUARANTINE_MS, Range, RangeSet, RangeSpec, check_sets};
 
 use super::network::Network;
 use super::{Reader, routes};
@@ -51,18 +51,13 @@ pub struct IpamConfig {
     pub resolv_conf: Option<PathBuf>,
     /// `dataDir`: where host-local kept its files, /var/lib/cni/networks unless said otherwise; imported once.
     pub data_dir: PathBuf,
-    /// `quarantineSeconds` × 1000: how long a freed address rests while others are free; 60 s unless said
-    /// otherwise.
+    /// `quarantineSeconds` × 1000: how long a freed address rests while others are free, at most an hour;
+    /// 60 s unless said otherwise.
     pub quarantine_ms: u64,
 }
 
 /// Where host-local keeps its files, unless `dataDir` says otherwise.
 const HOST_LOCAL_DIR: &str = "/var/lib/cni/networks";
-/// How long a freed address rests, in seconds, unless `quarantineSeconds` says otherwise.
-const QUARANTINE: u64 = 60;
-/// The longest rest that can be asked for: a day.
-const MAX_QUARANTINE: u64 = 86_400;
-
 impl Ipam {
     /// Whether an IPv6 address will be given out, as far as the configuration says.
     pub(super) fn has_ipv6_range(&self) -> bool {
@@ -96,7 +91,7 @@ pub(super) fn read(
         let message = "no IP ranges specified: host-local needs ipam.ranges or ipam.subnet";
         reader.refuse(CniError::new(code::INVALID_NETWORK_CONFIG, message))?;
     }
-    let quarantine = reader.take(field.at("quarantineSeconds").number(0..=MAX_QUARANTINE))?;
+    let quarantine = reader.take(field.at("quarantineSeconds").number(0..=LONGEST_QUARANTINE_MS / 1000))?;
     Ok(Ipam::InProcess(Box::new(IpamConfig {
         plugin,
         sets,
@@ -105,7 +100,7 @@ pub(super) fn read(
         requested: reader.take(read_requested(environment, args, runtime))?,
         resolv_conf: reader.take(field.at("resolvConf").text())?.map(PathBuf::from),
         data_dir: super::directory(&field.at("dataDir"), HOST_LOCAL_DIR)?,
-        quarantine_ms: quarantine.unwrap_or(QUARANTINE) * 1000,
+        quarantine_ms: quarantine.map_or(DEFAULT_QUARANTINE_MS, |seconds| seconds * 1000),
     })))
 }
 

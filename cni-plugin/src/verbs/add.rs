@@ -1,10 +1,11 @@
 //! ADD: addresses, durably; then the interface; then the answer. What fails is taken back.
 
-use podwire_attach::drift::{Drift, drift};
+use podwire_attach::drift::drift;
 use podwire_attach::plan::{Wanted, host_mac};
+use podwire_attach::removal::{self, Found};
 use podwire_attach::{Attached, Attachment, Places, attach, observe_attachment};
-use podwire_kernel::link::{self, LinkRef};
 use podwire_kernel::Netlink;
+use podwire_kernel::link;
 
 use super::addresses::Reservation;
 use super::node::{self, BridgeUse};
@@ -89,17 +90,19 @@ fn expected(wanted: &Wanted) -> Attached {
 /// This owner's interface, if an earlier ADD made it in this very netns and nothing of it is missing: then that
 /// ADD's answer is the answer. Whatever else is left of an earlier ADD is removed, to be made anew.
 fn earlier(places: &mut Places<'_>, wanted: &Wanted) -> Result<Option<Attached>, CniError> {
-    let name = wanted.attachment.owner.link_name();
-    let Some(host_link) = places.host.link(LinkRef::Name(&name)).map_err(failure::kernel)? else {
-        return Ok(None);
+    let owner = &wanted.attachment.owner;
+    let host_link = match removal::find(places.host, owner).map_err(failure::kernel)? {
+        Found::Missing => return Ok(None),
+        Found::Ours(link) => link,
+        Found::Foreign(link) => {
+            let name = link.name;
+            let text =
+                format!("host link {name} exists and is not podwire's; remove it with `ip link del {name}`");
+            return Err(CniError::new(code::LINK_TAKEN, text));
+        }
     };
     let observed = observe_attachment(places.host, Some(places.pod), wanted).map_err(failure::kernel)?;
     let differences = drift(wanted, &observed);
-    if differences.iter().any(Drift::is_foreign) {
-        let text =
-            format!("host link {name} exists and is not podwire's; remove it with `ip link del {name}`");
-        return Err(CniError::new(code::LINK_TAKEN, text));
-    }
     match (observed.pod, differences.as_slice()) {
         (Some(pod), []) => Ok(Some(Attached {
             bridge_mac: observed.bridge.and_then(|bridge| bridge.mac),
@@ -107,7 +110,7 @@ fn earlier(places: &mut Places<'_>, wanted: &Wanted) -> Result<Option<Attached>,
             pod_mac: pod.mac.unwrap_or(wanted.mac),
             mtu: pod.mtu,
         })),
-        _ => match places.host.apply(&[link::delete(host_link.index, &name)]) {
+        _ => match places.host.apply(&[link::delete(host_link.index, &host_link.name)]) {
             Err(error) if !error.is_missing() => Err(failure::kernel(error)),
             _ => Ok(None),
         },

@@ -1,8 +1,11 @@
 //! DEL: succeeds on whatever is gone already, and needs nothing but network, container and interface name.
 
+use std::thread;
+
 use podwire_attach::Owner;
 use podwire_attach::removal::{self, Found};
-use podwire_ipam::{Allocator, Deletion, Lease, Origin};
+use podwire_attach::step::step;
+use podwire_ipam::{Allocator, Deletion, Origin};
 use podwire_kernel::link::{self, LinkRef};
 use podwire_kernel::{Netlink, Netns};
 
@@ -28,38 +31,50 @@ pub fn run(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
 }
 
 fn interface(env: &Environment, config: &Config, owner: &Owner) -> Result<(), CniError> {
-    let mut allocator = Allocator::connect(&addresses::dirs(config)).map_err(failure::ipam)?;
-    let deletion = allocator.delete(owner).map_err(failure::ipam)?;
-    allocator.notices().iter().for_each(|notice| super::say(notice));
-    let lease = match deletion {
-        Deletion::Done(_) => return Ok(()),
-        Deletion::Remove(lease) => lease,
-    };
-    match &lease {
-        Some(lease) if lease.origin == Origin::HostLocal => {
+    thread::scope(|scope| {
+        let mut removal = None;
+        // Without the agent the kernel's 30 ms and the opening of the store pass side by side: as long as this
+        // process has the store's lock nobody repairs what is being removed.
+        let allocator = Allocator::connect_meanwhile(&addresses::dirs(config), || {
+            removal = Some(scope.spawn(|| remove_link(owner)));
+        });
+        let mut allocator = allocator.map_err(failure::ipam)?;
+        let deletion = allocator.delete(owner).map_err(failure::ipam)?;
+        allocator.notices().iter().for_each(|notice| super::say(notice));
+        let lease = match deletion {
+            Deletion::Done(_) => return Ok(()),
+            Deletion::Remove(lease) => lease,
+        };
+        if lease.as_ref().is_some_and(|lease| lease.origin == Origin::HostLocal) {
             remove_in_pod(env)?;
-            allocator.finish_delete(lease).map_err(failure::ipam)
         }
-        _ => remove_here(owner, lease.as_deref(), allocator),
-    }
+        // The agent had the call and is gone: then nothing has been started.
+        let removal = removal.unwrap_or_else(|| scope.spawn(|| remove_link(owner)));
+        if let Some(lease) = &lease
+            && is_gone(owner)?
+        {
+            allocator.finish_delete(lease).map_err(failure::ipam)?;
+        }
+        // The lease says `deleting` at least, and whoever opens the store next sees that the link is gone. So others
+        // need not wait for the store until the kernel is done.
+        drop(allocator);
+        removal.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
-/// Without the agent. The lease says `deleting` by now, and whoever opens the store next sees that the link is
-/// gone and ends it: so the store is closed before the kernel is waited for, some 30 ms.
-fn remove_here(owner: &Owner, lease: Option<&Lease>, mut allocator: Allocator) -> Result<(), CniError> {
+fn is_gone(owner: &Owner) -> Result<bool, CniError> {
     let mut host = Netlink::open().map_err(failure::kernel)?;
-    match removal::find(&mut host, owner).map_err(failure::kernel)? {
-        Found::Missing | Found::Foreign(_) => match lease {
-            Some(lease) => allocator.finish_delete(lease).map_err(failure::ipam),
-            None => Ok(()),
-        },
-        Found::Ours(found) => {
-            drop(allocator);
-            match host.apply(&[link::delete(found.index, &found.name)]) {
-                Err(error) if !error.is_missing() => Err(failure::kernel(error)),
-                _ => Ok(()),
-            }
-        }
+    let found = removal::find(&mut host, owner).map_err(failure::kernel)?;
+    Ok(!matches!(found, Found::Ours(_)))
+}
+
+fn remove_link(owner: &Owner) -> Result<(), CniError> {
+    let mut host = Netlink::open().map_err(failure::kernel)?;
+    let Found::Ours(found) = removal::find(&mut host, owner).map_err(failure::kernel)? else { return Ok(()) };
+    step("delete-link");
+    match host.apply(&[link::delete(found.index, &found.name)]) {
+        Err(error) if !error.is_missing() => Err(failure::kernel(error)),
+        _ => Ok(()),
     }
 }
 

@@ -146,7 +146,7 @@ fn each_mistake_of_ipam_has_an_error_of_its_own() {
         (json!({"routes": [{"dst": "::/0", "advmss": "x"}]}), r#"invalid ipam.routes[0].advmss: "x" "#),
         (json!({"dataDir": "relative"}), r#"invalid ipam.dataDir: "relative" "#),
         (json!({"resolvConf": 5}), "invalid ipam.resolvConf: 5 "),
-        (json!({"quarantineSeconds": 86_401}), "invalid ipam.quarantineSeconds: 86401 "),
+        (json!({"quarantineSeconds": 3601}), "invalid ipam.quarantineSeconds: 3601 "),
         (json!({"type": "../bin/sh"}), r#"invalid ipam.type: "../bin/sh" "#),
         (json!({"type": ".."}), r#"invalid ipam.type: ".." "#),
         (json!({"type": "a\u{0}b"}), "invalid ipam.type: "),
