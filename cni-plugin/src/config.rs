@@ -183,8 +183,8 @@ impl Config {
             prev_result: reader.take(read_prev_result(&root))?,
             valid_attachments,
             // A wrong guess here would look for the leases in another store.
-            state_dir: directory(&root.at("stateDir"), STATE_DIR)?,
-            run_dir: directory(&root.at("runDir"), RUN_DIR)?,
+            state_dir: directory(&root.at("stateDir"))?.unwrap_or_else(|| PathBuf::from(STATE_DIR)),
+            run_dir: directory(&root.at("runDir"))?.unwrap_or_else(|| PathBuf::from(RUN_DIR)),
             network,
             stdin: stdin.to_vec(),
             ignored: reader.ignored,
@@ -362,10 +362,8 @@ impl ValidAttachments {
     }
 }
 
-fn directory(field: &Field<'_>, default: &str) -> Result<PathBuf, CniError> {
-    let absolute = |text: &str| text.starts_with('/').then(|| PathBuf::from(text));
-    let path = field.parsed("an absolute path", absolute)?;
-    Ok(path.unwrap_or_else(|| PathBuf::from(default)))
+fn directory(field: &Field<'_>) -> Result<Option<PathBuf>, CniError> {
+    field.parsed("an absolute path", |text| text.starts_with('/').then(|| PathBuf::from(text)))
 }
 
 #[cfg(test)]

@@ -91,6 +91,7 @@ pub(super) fn read(
         let message = "no IP ranges specified: host-local needs ipam.ranges or ipam.subnet";
         reader.refuse(CniError::new(code::INVALID_NETWORK_CONFIG, message))?;
     }
+    let data_dir = reader.take(super::directory(&field.at("dataDir")))?;
     let quarantine = reader.take(field.at("quarantineSeconds").number(0..=LONGEST_QUARANTINE_MS / 1000))?;
     Ok(Ipam::InProcess(Box::new(IpamConfig {
         plugin,
@@ -99,7 +100,7 @@ pub(super) fn read(
         routes: reader.take(routes::read(&field.at("routes")))?,
         requested: reader.take(read_requested(environment, args, runtime))?,
         resolv_conf: reader.take(field.at("resolvConf").text())?.map(PathBuf::from),
-        data_dir: super::directory(&field.at("dataDir"), HOST_LOCAL_DIR)?,
+        data_dir: data_dir.unwrap_or_else(|| PathBuf::from(HOST_LOCAL_DIR)),
         quarantine_ms: quarantine.map_or(DEFAULT_QUARANTINE_MS, |seconds| seconds * 1000),
     })))
 }

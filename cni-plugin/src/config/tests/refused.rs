@@ -237,6 +237,8 @@ fn removal_gets_by_with_what_is_left() {
     ] {
         assert_eq!(parse_for("DEL", changes.clone()).unwrap_err().code, wanted, "{changes}");
     }
+    let config = parse_for("DEL", json!({"ipam": {"type": "host-local", "dataDir": "relative"}})).unwrap();
+    assert_eq!(in_process(config).data_dir.to_str(), Some("/var/lib/cni/networks"));
     // A delegate that must not be run is not run.
     let config = parse_for("DEL", json!({"ipam": {"type": "podwire"}})).unwrap();
     assert_eq!((config.ipam, config.ignored.len()), (Ipam::None, 1));
