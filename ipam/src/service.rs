@@ -211,7 +211,7 @@ pub struct Failure {
     pub retry: bool,
     /// What exactly was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refusal: Option<Refusal>,
+    pub refusal: Option<Box<Refusal>>,
     /// Which reservation is no more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale: Option<(OwnerId, u64)>,
@@ -226,7 +226,7 @@ pub const REQUEST_CODE: &str = "request";
 impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
         let (refusal, stale) = match error {
-            Error::Refused(refusal) => (Some(refusal.clone()), None),
+            Error::Refused(refusal) => (Some(Box::new(refusal.clone())), None),
             Error::Stale(stale) => (None, Some((stale.owner, stale.generation))),
             _ => (None, None),
         };
@@ -237,7 +237,7 @@ impl From<&Error> for Failure {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure { refusal: Some(refusal), .. } => Self::Refused(refusal),
+            Failure { refusal: Some(refusal), .. } => Self::Refused(*refusal),
             Failure { stale: Some((owner, generation)), .. } => Self::Stale(Stale { owner, generation }),
             Failure { code, msg, retry, .. } => Self::Agent { code, message: msg, retry },
         }

@@ -1,0 +1,144 @@
+//! `podwired run`: from the lock to the socket, and back.
+//!
+//! Nothing that can fail stands between the lock and the socket but the opening of the store: while the lock is held
+//! and no socket is there, pods wait.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+use std::path::{Path, PathBuf};
+
+use podwire_attach::step::step;
+use podwire_ipam::{Dirs, Engine, Lock, Vantage};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{LocalSet, spawn_local};
+
+use crate::links::Links;
+use crate::notify;
+use crate::serve::{self, Service};
+use crate::writer::{Task, Writer};
+
+/// Serves until SIGTERM or SIGINT.
+pub(crate) fn run(dirs: &Dirs) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    let (links, events) = {
+        let _inside = runtime.enter();
+        Links::open().map_err(|error| format!("cannot watch the node's links: {error}"))?
+    };
+    let socket = Socket::bind(dirs)?;
+
+    tracing::info!(state = %dirs.state.display(), "waiting to be the one that gives addresses");
+    let (lock, wanted) = Lock::wait(dirs).map_err(|error| error.chain())?;
+    step("agent-locked");
+    let mut engine = Engine::open(dirs, lock, Vantage::Apart).map_err(|error| error.chain())?;
+    step("agent-opened");
+    for notice in engine.take_notices() {
+        tracing::warn!("{notice}");
+    }
+    let leases = engine.pool().leases().count();
+    let (unfinished, to_finish) = mpsc::unbounded_channel();
+    let (writer, thread) =
+        Writer::start(engine, unfinished).map_err(|error| format!("cannot start a thread: {error}"))?;
+    let socket = socket.publish()?;
+    drop(wanted);
+    step("agent-serves");
+    tracing::info!(socket = %dirs.socket().display(), leases, "serving");
+
+    let served = LocalSet::new().block_on(&runtime, async {
+        let service = Service { writer: writer.clone(), links: links.clone() };
+        spawn_local(links.listen(events));
+        spawn_local(serve::finish(service.clone(), to_finish));
+        serve_until_told(socket, service).await
+    });
+    // Also after a failure: what was answered is to last.
+    writer.send(Task::Stop);
+    thread.join().map_err(|_| "the thread that writes the store failed".to_owned())?;
+    served?;
+    tracing::info!("ended");
+    Ok(())
+}
+
+async fn serve_until_told(socket: Published, service: Service) -> Result<(), String> {
+    let failed = |error: io::Error| format!("cannot serve: {error}");
+    let mut signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+    let [Ok(terminate), Ok(interrupt)] = &mut signals else { return Err("cannot hear signals".to_owned()) };
+    let (end, ending) = watch::channel(false);
+    let Published { listener, path } = socket;
+    let serving = serve::serve(UnixListener::from_std(listener).map_err(failed)?, service, ending);
+    tokio::pin!(serving);
+    notify::ready();
+    tokio::select! {
+        () = &mut serving => {}
+        () = told(terminate, interrupt) => {}
+    }
+    tracing::info!("ending");
+    notify::stopping();
+    // First the name: whoever comes now finds no agent and waits for the lock.
+    if let Err(error) = fs::remove_file(&path) {
+        tracing::warn!(%error, socket = %path.display(), "cannot remove the socket");
+    }
+    let _ = end.send(true);
+    serving.await;
+    Ok(())
+}
+
+async fn told(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// The socket before it has its name: so that whoever finds the name is served.
+struct Socket {
+    listener: StdListener,
+    unnamed: PathBuf,
+    path: PathBuf,
+}
+
+/// The socket as plugins see it.
+struct Published {
+    listener: StdListener,
+    path: PathBuf,
+}
+
+impl Socket {
+    fn bind(dirs: &Dirs) -> Result<Self, String> {
+        dirs.make_run().map_err(|error| error.chain())?;
+        let path = dirs.socket();
+        let prefix = format!("{}.new-", path.file_name().unwrap_or_default().to_string_lossy());
+        clear(&dirs.run, &prefix);
+        // A second agent waits for the lock with a socket of its own.
+        let unnamed = dirs.run.join(format!("{prefix}{}", std::process::id()));
+        let failed = |error: io::Error| format!("cannot listen on {}: {error}", unnamed.display());
+        let listener = StdListener::bind(&unnamed).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        fs::set_permissions(&unnamed, Permissions::from_mode(0o600)).map_err(failed)?;
+        Ok(Self { listener, unnamed, path })
+    }
+
+    fn publish(self) -> Result<Published, String> {
+        fs::rename(&self.unnamed, &self.path)
+            .map_err(|error| format!("cannot publish {}: {error}", self.path.display()))?;
+        Ok(Published { listener: self.listener, path: self.path })
+    }
+}
+
+/// Removes the sockets of agents that were killed while they waited: nobody listens on them.
+fn clear(run: &Path, prefix: &str) {
+    let Ok(entries) = fs::read_dir(run) else { return };
+    for entry in entries.flatten() {
+        let is_left = entry.file_name().to_string_lossy().starts_with(prefix)
+            && StdStream::connect(entry.path())
+                .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+        if is_left {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}

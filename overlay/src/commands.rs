@@ -1,0 +1,166 @@
+//! The commands beside `run`: each prints its answer and ends.
+
+use std::io::{self, Write};
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+use podwire_ipam::{Allocator, Dirs, Lease, LeaseState, Origin, Patience, Vantage, import};
+use serde_json::{Value, json};
+
+use crate::cli::{Cli, Export, List};
+
+/// `podwired ipam list`.
+pub(crate) fn list(dirs: &Dirs, options: &List) -> Result<(), String> {
+    // Without a store there is nothing to list, and none is made for it.
+    let mut leases = match connect(dirs)? {
+        Some(mut allocator) => {
+            let leases = allocator.leases(options.network.as_deref()).map_err(|error| error.chain())?;
+            say(&allocator.notices());
+            leases
+        }
+        None => Vec::new(),
+    };
+    leases.sort_by(|a, b| a.attachment.owner.cmp(&b.attachment.owner));
+    let text = if options.json { as_json(&leases) } else { as_table(&leases) };
+    print(&text)
+}
+
+/// `podwired ipam export`.
+pub(crate) fn export(dirs: &Dirs, options: &Export) -> Result<(), String> {
+    let contents = match connect(dirs)? {
+        Some(mut allocator) => {
+            let contents = allocator.contents(&options.network).map_err(|error| error.chain())?;
+            say(&allocator.notices());
+            contents
+        }
+        None => import::Contents::default(),
+    };
+    if !is_plain(&options.network) {
+        return Err(format!("{:?} is no network's name", options.network));
+    }
+    let directory = options.dir.join(&options.network);
+    let exported = import::export(&contents, &directory, options.force).map_err(|error| error.chain())?;
+    let mut text = format!("{} addresses of pods written to {}\n", exported.leased, directory.display());
+    if exported.unknown > 0 {
+        text.push_str(&format!(
+            "{} addresses of unknown owners among them, under the container id podwire-unknown-owner: remove those \
+             files when no pod has the address\n",
+            exported.unknown
+        ));
+    }
+    print(&text)
+}
+
+/// `podwired completions`.
+pub(crate) fn completions(shell: Shell) -> Result<(), String> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "podwired", &mut text);
+    print(&String::from_utf8_lossy(&text))
+}
+
+fn connect(dirs: &Dirs) -> Result<Option<Allocator>, String> {
+    let is_absent = || !dirs.store().exists();
+    if let Some(allocator) = Allocator::agent(dirs).map_err(|error| error.chain())? {
+        return Ok(Some(allocator));
+    }
+    if is_absent() {
+        return Ok(None);
+    }
+    Allocator::connect_from(dirs, Patience::default(), Vantage::Command)
+        .map(Some)
+        .map_err(|error| error.chain())
+}
+
+/// A name that is one component of a path.
+fn is_plain(network: &str) -> bool {
+    !network.is_empty() && network != "." && network != ".." && !network.contains('/')
+}
+
+fn as_json(leases: &[Lease]) -> String {
+    let leases: Vec<Value> = leases
+        .iter()
+        .map(|lease| {
+            let attachment = &lease.attachment;
+            json!({
+                "network": attachment.owner.network,
+                "container": attachment.owner.container,
+                "ifname": attachment.owner.ifname,
+                "addresses": attachment.addresses.iter().map(|a| a.address.to_string()).collect::<Vec<_>>(),
+                "state": state(lease),
+                "origin": origin(lease),
+                "link": attachment.link,
+                "bridge": attachment.bridge,
+                "netns": attachment.netns,
+                "mac": attachment.mac.map(|mac| mac.to_string()),
+                "pod": attachment.pod.as_ref().map(|pod| json!({
+                    "namespace": pod.namespace, "name": pod.name, "uid": pod.uid,
+                })),
+                "runtime": attachment.runtime,
+            })
+        })
+        .collect();
+    format!("{:#}\n", Value::Array(leases))
+}
+
+fn as_table(leases: &[Lease]) -> String {
+    let header = ["NETWORK", "ADDRESSES", "STATE", "POD", "CONTAINER", "IFNAME"].map(str::to_owned);
+    let rows = leases.iter().map(|lease| {
+        let attachment = &lease.attachment;
+        let addresses: Vec<String> = attachment.addresses.iter().map(|a| a.address.to_string()).collect();
+        let pod = attachment.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name));
+        let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
+        [
+            attachment.owner.network.clone(),
+            or_dash(addresses.join(",")),
+            state(lease).to_owned(),
+            or_dash(pod.unwrap_or_default()),
+            attachment.owner.container.clone(),
+            or_dash(attachment.owner.ifname.clone()),
+        ]
+    });
+    let rows: Vec<[String; 6]> = std::iter::once(header).chain(rows).collect();
+    let mut widths = [0; 6];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.len());
+        }
+    }
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<String> =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn state(lease: &Lease) -> &'static str {
+    match lease.state {
+        LeaseState::Reserved => "reserved",
+        LeaseState::Attached => "attached",
+        LeaseState::Deleting => "deleting",
+    }
+}
+
+fn origin(lease: &Lease) -> &'static str {
+    match lease.origin {
+        Origin::Add => "add",
+        Origin::HostLocal => "host-local",
+        Origin::Rebuilt => "rebuilt",
+    }
+}
+
+/// Whoever reads may have gone: that is no failure of ours.
+fn print(text: &str) -> Result<(), String> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(format!("write the answer: {error}")),
+        _ => Ok(()),
+    }
+}
+
+fn say(notices: &[String]) {
+    for notice in notices {
+        let _ = writeln!(io::stderr(), "podwired: {notice}");
+    }
+}

@@ -1,0 +1,148 @@
+//! Removal of pods' links without the kernel's wait.
+//!
+//! The kernel takes a link off its lists within a millisecond and says so to whoever listens, but answers the
+//! request only 17–54 ms later. So the request is sent by a thread that holds nothing, and DEL is answered when the link
+//! is heard to be gone.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use podwire_attach::removal::{self, Found};
+use podwire_attach::{Owner, step::step};
+use podwire_kernel::events::{Event, Events, Topics};
+use podwire_kernel::link::{Link, LinkRef};
+use podwire_kernel::{Netlink, detached};
+use tokio::sync::{Semaphore, oneshot};
+
+/// How many removals wait in the kernel at once; each takes two threads.
+const AT_ONCE: usize = 64;
+
+/// The links of this node, on the runtime's one thread.
+#[derive(Clone)]
+pub(crate) struct Links(Rc<Inner>);
+
+struct Inner {
+    netlink: RefCell<Netlink>,
+    /// Who waits for which index to be gone.
+    waiting: RefCell<BTreeMap<u32, Vec<Waiter>>>,
+    slots: Arc<Semaphore>,
+}
+
+struct Waiter {
+    name: String,
+    gone: oneshot::Sender<()>,
+}
+
+impl Links {
+    /// Opens the way to the kernel and begins to listen. Inside a `LocalSet`.
+    pub(crate) fn open() -> Result<(Self, Events), podwire_kernel::Error> {
+        let events = Events::open(Topics::LINKS)?;
+        let inner = Inner {
+            netlink: RefCell::new(Netlink::open()?),
+            waiting: RefCell::default(),
+            slots: Arc::new(Semaphore::new(AT_ONCE)),
+        };
+        Ok((Self(Rc::new(inner)), events))
+    }
+
+    /// Hears of removed links until the runtime ends.
+    pub(crate) async fn listen(self, mut events: Events) {
+        loop {
+            match events.next().await {
+                Ok(Event::LinkRemoved { index, .. }) => {
+                    // Whoever waits no more has dropped the other end.
+                    for waiter in self.0.waiting.borrow_mut().remove(&index).into_iter().flatten() {
+                        let _ = waiter.gone.send(());
+                    }
+                }
+                Ok(Event::Overrun) => self.look_at_all(),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the stream of link events broke; opening another");
+                    events = self.listen_again().await;
+                }
+            }
+        }
+    }
+
+    async fn listen_again(&self) -> Events {
+        loop {
+            match Events::open(Topics::LINKS) {
+                Ok(events) => {
+                    self.look_at_all();
+                    return events;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "cannot listen for link events");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
+
+    /// After events were lost: each link that somebody waits for is looked at.
+    fn look_at_all(&self) {
+        let mut waiting = self.0.waiting.borrow_mut();
+        let mut netlink = self.0.netlink.borrow_mut();
+        waiting.retain(|index, waiters| {
+            let Ok(link) = netlink.link(LinkRef::Index(*index)) else { return true };
+            let is_there = |waiter: &Waiter| link.as_ref().is_some_and(|link| link.name == waiter.name);
+            for waiter in std::mem::take(waiters) {
+                if is_there(&waiter) {
+                    waiters.push(waiter);
+                } else {
+                    let _ = waiter.gone.send(());
+                }
+            }
+            !waiters.is_empty()
+        });
+    }
+
+    /// Removes an owner's link. Returns when it is gone; at once if there is none, or one that is not the owner's.
+    pub(crate) async fn remove(&self, owner: &Owner) -> Result<(), podwire_kernel::Error> {
+        // A slot first: what waits for one has nothing registered. The semaphore is never closed.
+        let slot = Arc::clone(&self.0.slots).acquire_owned().await.ok();
+        // By the name at this moment: an index may be another link's by the time a request is carried out, and runtimes
+        // use a container's id again.
+        let found = removal::find(&mut self.0.netlink.borrow_mut(), owner)?;
+        let Found::Ours(link) = found else {
+            if let Found::Foreign(link) = found {
+                tracing::warn!(link = link.name, %owner, "left a link of the owner's name that is not podwire's");
+            }
+            return Ok(());
+        };
+        let gone = self.wait_for(&link);
+        let (done, answered) = oneshot::channel();
+        step("dellink");
+        detached::delete_link(link.index, &link.name, move |result| {
+            drop(slot);
+            let _ = done.send(result);
+        })?;
+        let answered = async {
+            match answered.await {
+                Err(_) | Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) if error.is_missing() => Ok(()),
+                Ok(Err(error)) => Err(error),
+            }
+        };
+        tokio::select! {
+            Ok(()) = gone => {
+                step("dellink-gone");
+                Ok(())
+            }
+            result = answered => result,
+        }
+    }
+
+    fn wait_for(&self, link: &Link) -> oneshot::Receiver<()> {
+        let (gone, heard) = oneshot::channel();
+        let mut waiting = self.0.waiting.borrow_mut();
+        let waiters = waiting.entry(link.index).or_default();
+        waiters.retain(|waiter| !waiter.gone.is_closed());
+        waiters.push(Waiter { name: link.name.clone(), gone });
+        heard
+    }
+}

@@ -1,0 +1,299 @@
+//! The socket: one task for each client.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use podwire_attach::Owner;
+use podwire_ipam::service::{
+    self, Answer, DEADLINE_SECONDS, Deletion, Failure, GC_DEADLINE_SECONDS, Op, Outcome, Request, Response,
+    SPEAKS,
+};
+use podwire_ipam::{Lease, remove_links, report};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+
+use crate::links::Links;
+use crate::writer::{Reply, Task, Writer};
+
+/// How many clients are served at once; more wait in the socket's queue. A node starts some dozens of pods at once.
+const CLIENTS: usize = 1024;
+
+/// How long a client may be silent between two requests: an ADD under another plugin may take minutes.
+const SILENCE: Duration = Duration::from_secs(600);
+
+const DEADLINE: Duration = Duration::from_secs(DEADLINE_SECONDS);
+
+/// What every client's task needs.
+#[derive(Clone)]
+pub(crate) struct Service {
+    pub(crate) writer: Writer,
+    pub(crate) links: Links,
+}
+
+/// Accepts clients until `ending` says so, then waits for the answers that are due.
+pub(crate) async fn serve(listener: UnixListener, service: Service, mut ending: watch::Receiver<bool>) {
+    let clients = Rc::new(Semaphore::new(CLIENTS));
+    // Held by each client's task; it is closed when the last has ended.
+    let (alive, mut all_gone) = mpsc::channel::<()>(1);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = ending.wait_for(|ends| *ends) => break,
+        };
+        match accepted {
+            Ok((stream, _)) if is_allowed(&stream) => {
+                let (service, ending) = (service.clone(), ending.clone());
+                let (clients, alive) = (Rc::clone(&clients), alive.clone());
+                spawn_local(async move {
+                    let _slot = clients.acquire().await;
+                    client(Arc::new(stream), service, ending).await;
+                    drop(alive);
+                });
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot accept a client");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop(listener);
+    drop(alive);
+    if timeout(DEADLINE, all_gone.recv()).await.is_err() {
+        tracing::warn!("clients are still waiting for answers; ending without them");
+    }
+}
+
+/// The socket's mode keeps others out; this also tells of it if the mode is changed.
+fn is_allowed(stream: &UnixStream) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == 0 || peer.uid() == own => true,
+        Ok(peer) => {
+            tracing::warn!(uid = peer.uid(), "turned a client away: it is not root");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(%error, "turned a client away: it does not say who it is");
+            false
+        }
+    }
+}
+
+async fn client(stream: Arc<UnixStream>, service: Service, mut ending: watch::Receiver<bool>) {
+    loop {
+        let body = tokio::select! {
+            body = receive(&stream) => body,
+            _ = ending.wait_for(|ends| *ends) => return,
+        };
+        let body = match body {
+            Ok(Some(body)) => body,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!(%error, "a client sent what is no message");
+                return;
+            }
+        };
+        let response = match service::read_request(&body, &SPEAKS) {
+            Ok(request) => answer(request, &stream, &service).await,
+            Err(response) => {
+                tracing::warn!("a client sent a request that is not understood");
+                response.map(|response| *response)
+            }
+        };
+        let Some(response) = response else { return };
+        if let Err(error) = send(&stream, &response).await {
+            tracing::info!(%error, "a client was gone before its answer");
+            return;
+        }
+    }
+}
+
+/// The response; `None` if the client is gone.
+async fn answer(request: Request, stream: &Arc<UnixStream>, service: &Service) -> Option<Response> {
+    let Request { version, id, op } = request;
+    tracing::debug!(op = name(&op), "request");
+    let deadline = match op {
+        Op::Gc { .. } => Duration::from_secs(GC_DEADLINE_SECONDS),
+        _ => DEADLINE,
+    };
+    // A task of its own: what has been begun is finished, also if the answer comes too late or nobody hears it.
+    let (task_stream, task_service) = (Arc::clone(stream), service.clone());
+    let work = spawn_local(async move { carry_out(op, &task_stream, &task_service).await });
+    let result = match timeout(deadline, work).await {
+        Ok(Ok(result)) => result?,
+        Ok(Err(_)) => Err(failure("agent", "the agent failed at this request; its log says more", false)),
+        Err(_) => {
+            let what = format!("not done within {} s: try again", deadline.as_secs());
+            Err(failure("timeout", &what, true))
+        }
+    };
+    let outcome = match result {
+        Ok(answer) => Outcome::Ok(answer),
+        Err(failure) => {
+            tracing::info!(code = failure.code, "{}", failure.msg);
+            Outcome::Error(failure)
+        }
+    };
+    Some(service::response(version, id, &SPEAKS, outcome))
+}
+
+fn failure(code: &str, msg: &str, retry: bool) -> Failure {
+    Failure { code: code.to_owned(), msg: msg.to_owned(), retry, refusal: None, stale: None }
+}
+
+/// The result; `None` if the client is gone.
+async fn carry_out(op: Op, stream: &Arc<UnixStream>, service: &Service) -> Option<Result<Answer, Failure>> {
+    let owner = match &op {
+        Op::Delete { owner } => Some(owner.clone()),
+        _ => None,
+    };
+    let reply = match service.writer.run(op, stream).await {
+        Ok(reply) => reply,
+        Err(failure) => return Some(Err(failure)),
+    };
+    Some(match (reply, owner) {
+        (Reply::Answer(answer), _) => Ok(answer),
+        (Reply::Begun(lease), Some(owner)) => delete(service, &owner, lease).await.map(Answer::Deletion),
+        (Reply::Gc(plan), _) => gc(service, *plan).await,
+        (Reply::ClientGone, _) | (Reply::Begun(_), None) => return None,
+    })
+}
+
+/// The rest of a DEL, after it has been recorded.
+async fn delete(service: &Service, owner: &Owner, lease: Option<Box<Lease>>) -> Result<Deletion, Failure> {
+    // The interface of such a lease is another plugin's.
+    if lease.as_ref().is_some_and(|lease| lease.attachment.link.is_none()) {
+        return Ok(Deletion::Remove(lease));
+    }
+    match service.links.remove(owner).await {
+        Ok(()) => {
+            if let Some(lease) = &lease {
+                // Queued before the answer, so carried out before whatever the client asks next.
+                let ended = (lease.attachment.owner.id(), lease.generation);
+                service.writer.send(Task::Finish(vec![ended]));
+            }
+            Ok(Deletion::Done(lease))
+        }
+        Err(error) => {
+            tracing::error!(%owner, %error, "cannot remove a link; its lease stays");
+            Err(Failure::from(&podwire_ipam::Error::kernel(format!("remove the link of {owner}"), error)))
+        }
+    }
+}
+
+async fn gc(service: &Service, plan: podwire_ipam::GcPlan) -> Result<Answer, Failure> {
+    // It waits for the kernel.
+    let removed =
+        tokio::task::spawn_blocking(move || remove_links(&plan).map(|removed| (plan, removed))).await;
+    let (plan, removed) = match removed {
+        Ok(Ok(removed)) => removed,
+        Ok(Err(error)) => return Err(Failure::from(&error)),
+        Err(_) => return Err(failure("agent", "the agent failed to remove links; its log says more", false)),
+    };
+    let (report, ended) = report(plan, removed);
+    let ended = ended.iter().map(|lease| (lease.attachment.owner.id(), lease.generation)).collect();
+    service.writer.send(Task::Finish(ended));
+    Ok(Answer::Gc(report))
+}
+
+/// Finishes DELs that died on the way.
+pub(crate) async fn finish(service: Service, mut unfinished: mpsc::UnboundedReceiver<Lease>) {
+    while let Some(lease) = unfinished.recv().await {
+        // Another plugin's interface is for its DEL to remove.
+        if lease.attachment.link.is_none() {
+            continue;
+        }
+        let owner = lease.attachment.owner.clone();
+        tracing::info!(%owner, "finishing a DEL that was begun");
+        // What fails is found again by the next sweep.
+        let _ = delete(&service, &owner, Some(Box::new(lease))).await;
+    }
+}
+
+/// The body of the next frame; `None` at the end.
+async fn receive(stream: &UnixStream) -> io::Result<Option<Vec<u8>>> {
+    match timeout(SILENCE, stream.readable()).await {
+        Ok(readable) => readable?,
+        Err(_) => return Ok(None),
+    }
+    let mut header = [0; 4];
+    let rest = async {
+        if !fill(stream, &mut header).await? {
+            return Ok(None);
+        }
+        let length = service::frame_length(header)?;
+        let mut body = Vec::new();
+        // Not all at once: the length is only a claim.
+        while body.len() < length {
+            let start = body.len();
+            body.resize(length.min(start + 16 * 1024), 0);
+            let part = body.get_mut(start..).unwrap_or_default();
+            if !fill(stream, part).await? {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(Some(body))
+    };
+    match timeout(DEADLINE, rest).await {
+        Ok(body) => body,
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the rest of a request did not come")),
+    }
+}
+
+/// Reads until the buffer is full; `false` if the stream ends before its first byte.
+async fn fill(stream: &UnixStream, mut buffer: &mut [u8]) -> io::Result<bool> {
+    let mut is_first = true;
+    while !buffer.is_empty() {
+        stream.readable().await?;
+        match stream.try_read(buffer) {
+            Ok(0) if is_first => return Ok(false),
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(length) => {
+                is_first = false;
+                buffer = buffer.get_mut(length..).unwrap_or_default();
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset && is_first => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+async fn send(stream: &UnixStream, response: &Response) -> io::Result<()> {
+    let frame = service::frame(response)?;
+    let write = async {
+        let mut rest = frame.as_slice();
+        while !rest.is_empty() {
+            stream.writable().await?;
+            match stream.try_write(rest) {
+                Ok(length) => rest = rest.get(length..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    };
+    timeout(DEADLINE, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// For the log.
+fn name(op: &Op) -> &'static str {
+    match op {
+        Op::Reserve(_) => "reserve",
+        Op::Attached { .. } => "attached",
+        Op::Cancel { .. } => "cancel",
+        Op::Delete { .. } => "delete",
+        Op::FinishDelete { .. } => "finish-delete",
+        Op::Find { .. } => "find",
+        Op::Leases { .. } => "leases",
+        Op::Usage { .. } => "usage",
+        Op::Gc { .. } => "gc",
+        Op::Extras { .. } => "extras",
+    }
+}
