@@ -18,6 +18,8 @@ mod namespaces;
 #[cfg(test)]
 mod routes;
 #[cfg(test)]
+mod second_opinion;
+#[cfg(test)]
 mod sockets;
 #[cfg(test)]
 mod sysctls;
