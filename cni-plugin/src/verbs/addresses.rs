@@ -168,10 +168,11 @@ fn also(error: CniError, what: &str) -> CniError {
 }
 
 fn delegated(delegate: &Delegate, env: &Environment, config: &Config) -> Result<Addressing, CniError> {
-    let result = delegate.add(env, &config.stdin)?;
+    // A failed ADD of another plugin is followed by a DEL, as a runtime would: it may have given something.
+    let failed = |error| released(error, Some(delegate), env, config);
+    let result = delegate.add(env, &config.stdin).map_err(failed)?;
     if result.ips.is_empty() {
-        let error = CniError::new(code::DELEGATE_FAILED, "the IPAM plugin returned no address");
-        return Err(released(error, Some(delegate), env, config));
+        return Err(failed(CniError::new(code::DELEGATE_FAILED, "the IPAM plugin returned no address")));
     }
     Ok(of_result(&result))
 }
