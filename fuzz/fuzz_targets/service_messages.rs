@@ -45,6 +45,6 @@ fn carry_out(pool: &Pool, op: Op, now: BootMillis) -> Vec<Change> {
             }
             Vec::new()
         }
-        Op::Find { .. } | Op::Leases { .. } | Op::Extras { .. } => Vec::new(),
+        Op::Import { .. } | Op::Find { .. } | Op::Leases { .. } | Op::Extras { .. } => Vec::new(),
     }
 }

@@ -1,5 +1,6 @@
 //! Where addresses come from, for a program that does not care where: the agent, or the store itself.
 
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -128,6 +129,28 @@ impl Allocator {
         let direct = |engine: &mut Engine| engine.reserve(request).map(Answer::Grant);
         match self.run(op, direct)? {
             Answer::Grant(grant) => Ok(grant),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Imports what host-local has given on a network, durably and once. [`Allocator::reserve`] does so by itself; this is
+    /// for calls that may come first on a node that was moved from host-local. Gives what there is to tell.
+    ///
+    /// # Errors
+    /// The directory cannot be read; whatever keeps the store from recording it.
+    pub fn import(
+        &mut self,
+        network: &str,
+        directory: &Path,
+        sets: &[RangeSet],
+    ) -> Result<Vec<String>, Error> {
+        let op = || Op::Import {
+            network: network.to_owned(),
+            directory: directory.to_owned(),
+            sets: sets.to_vec(),
+        };
+        match self.run(op, |engine| engine.import(network, directory, sets).map(Answer::Notices))? {
+            Answer::Notices(notices) => Ok(notices),
             other => Err(self.unexpected(&other)),
         }
     }

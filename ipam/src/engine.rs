@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use podwire_attach::{Attachment, NetworkId, Owner, OwnerId};
@@ -203,6 +203,16 @@ impl Engine {
         let mut grant = self.batch(|batch| batch.reserve(request))??;
         grant.notices.splice(0..0, self.take_notices());
         Ok(grant)
+    }
+
+    /// See [`Batch::import`]; durable.
+    pub fn import(
+        &mut self,
+        network: &str,
+        directory: &Path,
+        sets: &[RangeSet],
+    ) -> Result<Vec<String>, Error> {
+        self.batch(|batch| batch.import(network, directory, sets))?
     }
 
     /// See [`Batch::attached`]; not durable.
@@ -451,7 +461,11 @@ impl Batch<'_> {
     /// # Errors
     /// [`Error::Refused`]; [`Error::Io`] if host-local's directory cannot be read.
     pub fn reserve(&mut self, request: &Reserve) -> Result<Grant, Error> {
-        let mut notices = self.import(request)?;
+        let network = &request.attachment.owner.network;
+        let mut notices = match &request.import_dir {
+            Some(directory) => self.import(network, directory, &request.sets)?,
+            None => Vec::new(),
+        };
         let (mut grant, changes) = self.pool.reserve(request, self.now)?;
         self.apply(changes);
         self.must_last();
@@ -459,13 +473,21 @@ impl Batch<'_> {
         Ok(Grant { notices, ..grant })
     }
 
-    fn import(&mut self, request: &Reserve) -> Result<Vec<String>, Error> {
-        let network = &request.attachment.owner.network;
-        let Some(directory) = &request.import_dir else { return Ok(Vec::new()) };
+    /// Imports what host-local has given on a network, once; what there is to tell about it. The range sets tell the
+    /// prefix lengths and gateways of what is imported.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if host-local's directory cannot be read.
+    pub fn import(
+        &mut self,
+        network: &str,
+        directory: &Path,
+        sets: &[RangeSet],
+    ) -> Result<Vec<String>, Error> {
         if self.pool.is_imported(NetworkId::of(network)) {
             return Ok(Vec::new());
         }
-        let mut imported = import::read(directory, network, &request.sets)?;
+        let mut imported = import::read(directory, network, sets)?;
         if !imported.attachments.is_empty() {
             imported.join(&cached());
         }
@@ -484,6 +506,7 @@ impl Batch<'_> {
         }
         notices.append(&mut imported.notices);
         notices.extend(adopted.notices);
+        self.must_last();
         Ok(notices)
     }
 

@@ -11,6 +11,7 @@
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 
 use podwire_attach::{Attachment, Owner, OwnerId};
 use serde::de::DeserializeOwned;
@@ -63,6 +64,15 @@ pub struct Head {
 pub enum Op {
     /// Answered by [`Answer::Grant`].
     Reserve(Box<Reserve>),
+    /// Answered by [`Answer::Notices`].
+    Import {
+        /// Into which network.
+        network: String,
+        /// host-local's directory of it.
+        directory: PathBuf,
+        /// The network's range sets.
+        sets: Vec<RangeSet>,
+    },
     /// Answered by [`Answer::Done`].
     Attached {
         /// Whose.
@@ -155,6 +165,8 @@ pub enum Outcome {
 pub enum Answer {
     /// There is nothing more to say.
     Done,
+    /// What there is to tell the user, in whole sentences.
+    Notices(Vec<String>),
     /// The addresses.
     Grant(Grant),
     /// What a DEL has come to.

@@ -286,6 +286,7 @@ async fn send(stream: &UnixStream, response: &Response) -> io::Result<()> {
 fn name(op: &Op) -> &'static str {
     match op {
         Op::Reserve(_) => "reserve",
+        Op::Import { .. } => "import",
         Op::Attached { .. } => "attached",
         Op::Cancel { .. } => "cancel",
         Op::Delete { .. } => "delete",

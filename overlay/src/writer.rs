@@ -255,6 +255,7 @@ fn changes(op: &Op) -> bool {
     matches!(
         op,
         Op::Reserve(_)
+            | Op::Import { .. }
             | Op::Attached { .. }
             | Op::Cancel { .. }
             | Op::Delete { .. }
@@ -267,6 +268,9 @@ fn plan(batch: &mut Batch<'_>, op: Op, client: &UnixStream) -> Result<Reply, Err
         // Nobody would use the addresses.
         Op::Reserve(_) if has_hung_up(client) => Reply::ClientGone,
         Op::Reserve(request) => Reply::Answer(Answer::Grant(batch.reserve(&request)?)),
+        Op::Import { network, directory, sets } => {
+            Reply::Answer(Answer::Notices(batch.import(&network, &directory, &sets)?))
+        }
         Op::Attached { owner, generation, finished } => {
             batch.attached(&owner, generation, finished.as_deref())?;
             Reply::Answer(Answer::Done)

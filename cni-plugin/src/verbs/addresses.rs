@@ -68,6 +68,23 @@ pub(super) fn import_dir(config: &Config) -> Option<std::path::PathBuf> {
     }
 }
 
+/// Imports what host-local has given on this network: a DEL, CHECK or GC may be the first
+/// call after the move from host-local.
+///
+/// # Errors
+/// The store's, or host-local's directory cannot be read.
+pub(crate) fn import(config: &Config, allocator: &mut Allocator) -> Result<(), CniError> {
+    if let (Ipam::InProcess(ipam), Some(directory)) = (&config.ipam, import_dir(config))
+        && directory.is_dir()
+    {
+        // Ranges that only the agent knows were never host-local's.
+        for notice in allocator.import(&config.network.name, &directory, &ipam.sets).map_err(failure::ipam)? {
+            super::say(&notice);
+        }
+    }
+    Ok(())
+}
+
 /// A pod's addresses, held until [`Reservation::keep`] or [`Reservation::take_back`].
 pub(super) struct Reservation {
     allocator: Allocator,

@@ -96,6 +96,7 @@ pub fn lease(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
 fn lease_differences(env: &Environment, config: &Config) -> Result<Vec<String>, CniError> {
     let owner = env.owner(&config.network.name);
     let mut allocator = Allocator::connect(&addresses::dirs(config)).map_err(failure::ipam)?;
+    addresses::import(config, &mut allocator)?;
     let lease = allocator.find(&owner).map_err(failure::ipam)?;
     allocator.notices().iter().for_each(|notice| super::say(notice));
     let Some(lease) = lease else { return Ok(vec![format!("no lease is recorded for {owner}")]) };

@@ -39,6 +39,10 @@ fn interface(env: &Environment, config: &Config, owner: &Owner) -> Result<(), Cn
             removal = Some(scope.spawn(|| remove_link(owner)));
         });
         let mut allocator = allocator.map_err(failure::ipam)?;
+        // An unreadable directory must not keep a pod from being removed; its addresses stay taken.
+        if let Err(error) = addresses::import(config, &mut allocator) {
+            super::say(&error.to_string());
+        }
         let deletion = allocator.delete(owner).map_err(failure::ipam)?;
         allocator.notices().iter().for_each(|notice| super::say(notice));
         let lease = match deletion {

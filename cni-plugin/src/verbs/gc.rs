@@ -34,6 +34,7 @@ pub fn run(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
 
 fn own(config: &Config, valid: &[(String, String)], failed: &mut Vec<String>) -> Result<(), CniError> {
     let mut allocator = Allocator::connect(&addresses::dirs(config)).map_err(failure::ipam)?;
+    addresses::import(config, &mut allocator)?;
     let runtime = node::runtime();
     let report = allocator.gc(&config.network.name, valid, runtime.as_deref()).map_err(failure::ipam)?;
     allocator.notices().iter().for_each(|notice| super::say(notice));

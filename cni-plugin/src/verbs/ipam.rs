@@ -68,6 +68,7 @@ fn del(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
     let config = Config::parse(stdin, env)?;
     let mut allocator = Allocator::connect(&addresses::dirs(&config)).map_err(failure::ipam)?;
     let owner = env.owner(&config.network.name);
+    addresses::import(&config, &mut allocator)?;
     let deletion = allocator.delete(&owner).map_err(failure::ipam)?;
     match deletion {
         Deletion::Remove(Some(lease)) => allocator.finish_delete(&lease).map_err(failure::ipam),
