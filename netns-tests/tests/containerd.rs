@@ -7,7 +7,8 @@ use podwire_netns_tests::containerd::{Containerd, DEBIAN};
 use podwire_netns_tests::cri::Cri;
 use podwire_netns_tests::image::BUSYBOX;
 use podwire_netns_tests::network::{conflist, left_behind};
-use podwire_netns_tests::{Lab, LabError, Node, NodeOptions, Result, newer};
+use podwire_netns_tests::podwired::Podwired;
+use podwire_netns_tests::{Lab, LabError, Node, NodeOptions, Result, newer, uses_reference};
 
 const DUAL: &str = "10-podwire.conflist";
 
@@ -147,6 +148,33 @@ fn pods_live_and_leave_nothing(mut cluster: Cluster, version: &str) -> Result<()
 #[test]
 fn pods_of_containerd_1_6_live_and_leave_nothing() -> Result<()> {
     pods_live_and_leave_nothing(Cluster::debian("ctd16", DUAL)?, "1.6.")
+}
+
+#[test]
+fn pods_beside_an_agent_live_and_leave_nothing() -> Result<()> {
+    let mut cluster = Cluster::debian("agent", DUAL)?;
+    // The reference plugins have no agent.
+    let agent = |cluster: &Cluster| (!uses_reference()).then(|| Podwired::start(&cluster.node)).transpose();
+    let mut podwired = agent(&cluster)?;
+    let a = cluster.run("a")?;
+    if let Some(podwired) = podwired.take() {
+        podwired.kill()?;
+    }
+    // Without an agent for a while, and with its remains: a socket that nobody listens on.
+    let b = cluster.run("b")?;
+    podwired = agent(&cluster)?;
+    let c = cluster.run("c")?;
+    for (from, to) in [(&a, &b), (&b, &c), (&c, &a)] {
+        cluster.expect_reaches(from, to)?;
+    }
+    for pod in [&a, &b] {
+        cluster.remove(pod)?;
+    }
+    if let Some(podwired) = podwired.take() {
+        podwired.stop()?;
+    }
+    cluster.remove(&c)?;
+    cluster.expect_nothing_left()
 }
 
 /// A newer containerd, or a loud word that it was left out: Debian's archive moves, podwire does not break with it.
