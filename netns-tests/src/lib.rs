@@ -15,6 +15,7 @@ pub mod cases;
 pub mod containerd;
 pub mod cri;
 mod error;
+pub mod faults;
 pub mod image;
 pub mod network;
 pub mod newer;
