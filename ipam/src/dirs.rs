@@ -93,8 +93,18 @@ fn make(path: &Path, mode: u32) -> Result<(), Error> {
 
 /// The allocator's lock, held until it is dropped. The kernel gives it back when the process ends, however it
 /// ends.
+///
+/// The file holds two numbers at fixed places: the process that has the lock, and the newest reservation that its
+/// holders have made durable. sled gives a store whose end is missing back as it was before, without a word; the
+/// second number tells.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held for its drop")] Flock<File>);
+pub struct Lock {
+    file: Flock<File>,
+    recorded: u64,
+}
+
+/// Where the second number stands in the lock file: behind the first and a line's end.
+const RECORD_AT: u64 = 11;
 
 impl Lock {
     /// Takes the lock if nobody has it; if somebody has, says who, as the file tells.
@@ -134,14 +144,33 @@ impl Lock {
         Ok((Self::taken(lock, &path)?, wanted))
     }
 
-    fn taken(lock: Flock<File>, path: &Path) -> Result<Self, Error> {
+    /// The newest reservation that a holder of this lock has recorded.
+    pub(crate) fn recorded(&self) -> u64 {
+        self.recorded
+    }
+
+    /// Records the newest reservation that is durable now.
+    pub(crate) fn record(&mut self, generation: u64) {
+        // A disk without room for twenty bytes must not fail what has been committed: then a loss goes unnoticed.
+        if generation != self.recorded
+            && self.file.write_all_at(format!("{generation:<20}\n").as_bytes(), RECORD_AT).is_ok()
+        {
+            self.recorded = generation;
+        }
+    }
+
+    fn taken(file: Flock<File>, path: &Path) -> Result<Self, Error> {
+        let mut record = [0; 20];
+        let read = file.read_at(&mut record, RECORD_AT).unwrap_or(0);
+        let record = record.get(..read).and_then(|record| std::str::from_utf8(record).ok());
+        let recorded = record.and_then(|record| record.trim().parse().ok()).unwrap_or(0);
         // For those who wait: a number that changes is progress. A disk without room for it keeps nobody out.
         // Written over the last one at the same width: truncating a file makes ext4 write it out (4 ms).
-        match lock.write_all_at(format!("{:<10}\n", std::process::id()).as_bytes(), 0) {
+        match file.write_all_at(format!("{:<10}\n", std::process::id()).as_bytes(), 0) {
             Err(error) if error.kind() != io::ErrorKind::StorageFull => {
                 Err(Error::io("write lock", path, error))
             }
-            _ => Ok(Self(lock)),
+            _ => Ok(Self { file, recorded }),
         }
     }
 }
@@ -183,7 +212,7 @@ impl Holder {
     fn read(file: &mut File) -> Self {
         let mut text = String::new();
         // Anything can stand in it; the first bytes decide.
-        let read = file.rewind().and_then(|()| file.take(16).read_to_string(&mut text));
+        let read = file.rewind().and_then(|()| file.take(10).read_to_string(&mut text));
         Self { process: read.ok().and_then(|_| text.trim().parse().ok()) }
     }
 }

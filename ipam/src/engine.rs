@@ -52,7 +52,7 @@ pub struct Engine {
     boot: String,
     dirs: Dirs,
     /// The last to be dropped: whoever gets it finds the store closed.
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl std::fmt::Debug for Engine {
@@ -93,7 +93,7 @@ impl Engine {
             notices: Vec::new(),
             boot,
             dirs: dirs.clone(),
-            _lock: lock,
+            lock,
         };
         engine.begin(loaded)?;
         Ok(engine)
@@ -116,14 +116,27 @@ impl Engine {
             StoreOrigin::Existing => {
                 // A DEL without an agent leaves the end of the lease to the next user of the store.
                 let unfinished = self.pool.leases().any(|lease| lease.state == LeaseState::Deleting);
-                if (unfinished || self.sweep_is_due()) && self.sees_links() {
-                    self.sweep()?;
+                // A store that has lost its end, or came back from a backup, may not know a live pod's address.
+                let is_older = self.pool.generation() < self.lock.recorded();
+                if is_older {
+                    self.notices.push(
+                        "the address store is older than its newest reservation: leases that it lacks are taken from \
+                         the node's links"
+                            .to_owned(),
+                    );
                 }
-                Ok(())
+                if (is_older || unfinished || self.sweep_is_due()) && self.sees_links() {
+                    self.sweep()?;
+                } else if is_older {
+                    // Whoever opens it next may see the links.
+                    return Ok(());
+                }
             }
-            StoreOrigin::Fresh => self.rebuild(None),
-            StoreOrigin::Lost { why, kept } => self.rebuild(Some((why, kept))),
+            StoreOrigin::Fresh => self.rebuild(None)?,
+            StoreOrigin::Lost { why, kept } => self.rebuild(Some((why, kept)))?,
         }
+        self.lock.record(self.pool.generation());
+        Ok(())
     }
 
     /// What opening has to tell, in whole sentences; it is told once.
@@ -172,6 +185,9 @@ impl Engine {
         match self.store.commit(&changes, durability) {
             Ok(()) => {
                 self.is_lazy = durability == Durability::Lazy;
+                if !self.is_lazy {
+                    self.lock.record(self.pool.generation());
+                }
                 Ok(done)
             }
             Err(error) => {
