@@ -15,7 +15,7 @@ FUZZ_SECONDS ?= 10
 export FUZZ_SECONDS
 
 # `--quick` measures little, in half a minute, and writes nothing.
-BENCH_ARGS ?= --write docs/benchmarks.md
+BENCH_ARGS ?=
 
 netns_tests := cargo test --quiet --locked -p podwire-netns-tests
 programs := dist/podwire dist/podwire-ipam dist/podwired
@@ -71,7 +71,7 @@ test-reference: ## The same cases against Debian's reference plugins
 .PHONY: bench
 bench: build ## Measure podwire beside Debian's bridge + host-local and the kernel's floor
 	@scripts/set-up bench
-	@cargo run --quiet --locked -p podwire-netns-tests --bin podwire-bench -- $(BENCH_ARGS)
+	@scripts/bench $(BENCH_ARGS)
 
 .PHONY: fuzz
 fuzz: ## Drive every parser with garbage, FUZZ_SECONDS (10) for each

@@ -435,6 +435,11 @@ fn fsync(size: &Size, report: &mut Report) -> Result<()> {
                 stage.barrier()?;
             }
         }
+        if table.of("10 ms", who)?.median() < 10.0 {
+            return Err(LabError::new(
+                "an ADD took less than the delay of its fdatasync: these programs have no delay",
+            ));
+        }
         for what in ["2 ms", "10 ms"] {
             let line = format!("ADD with {what} added to each fdatasync, {}, to none", who.name());
             report.compare(&line, None, &table.of(what, who)?, &table.of("no delay", who)?);
