@@ -8,6 +8,7 @@
 //! | `PODWIRE_STEP_KILL=<name>` | the process kills itself with SIGKILL when it comes to that step |
 //! | `PODWIRE_STEP_KILL=<name>:<n>` | the same when it comes there for the n-th time, counted from 1 |
 //! | `PODWIRE_STEP_TRACE=<file>` | the name of each step is appended to that file, a line each |
+//! | `PODWIRE_STEP_DELAY=<name>:<ms>` | the thread sleeps so many milliseconds at that step: a slow disk, for the benchmark |
 
 /// Says that the process has come to the step of that name.
 #[cfg(not(feature = "step-hooks"))]
@@ -23,6 +24,8 @@ mod hooks {
     use std::fs::File;
     use std::io::Write;
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::thread;
+    use std::time::Duration;
 
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
@@ -37,6 +40,13 @@ mod hooks {
         {
             // One write: several processes share the file.
             let _ = trace.write_all(format!("{name}\n").as_bytes());
+        }
+        if let Ok(delay) = env::var("PODWIRE_STEP_DELAY")
+            && let Some((delayed, millis)) = delay.rsplit_once(':')
+            && delayed == name
+        {
+            #[expect(clippy::disallowed_methods, reason = "the delay is what is asked for")]
+            thread::sleep(Duration::from_millis(millis.parse().unwrap_or(0)));
         }
         let Ok(kill_at) = env::var("PODWIRE_STEP_KILL") else { return };
         let (wanted, visit) = match kill_at.rsplit_once(':') {
