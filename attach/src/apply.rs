@@ -63,10 +63,12 @@ pub struct Places<'a> {
     pub host: &'a mut Netlink,
     /// The pod's netns.
     pub pod: &'a Netns,
+    /// A socket in it.
+    pub inside: &'a mut Netlink,
 }
 
-/// Makes the attachment: the bridge as far as it is needed, the veth, the pod's interface. `alone` says
-/// whether nobody else is making an attachment on this node right now; it is asked only before something
+/// Makes the attachment: the bridge as far as it is needed, the veth, the pod's interface. `observed` is how the
+/// node looked a moment ago. `alone` says whether nobody else is making an attachment on this node right now; it is asked only before something
 /// shared (the bridge, forwarding) is taken back.
 ///
 /// # Errors
@@ -74,12 +76,17 @@ pub struct Places<'a> {
 pub fn attach(
     places: &mut Places<'_>,
     wanted: &Wanted,
+    observed: Observed,
     alone: &dyn Fn() -> bool,
 ) -> Result<Attached, AttachError> {
     // Others make and remove the same bridge meanwhile: then look and plan again. 24 cold ADDs need two rounds.
     const ROUNDS: usize = 8;
+    let mut looked = Some(observed);
     for _ in 0..ROUNDS {
-        let observed = observe_node(places.host, &wanted.bridge.name)?;
+        let observed = match looked.take() {
+            Some(observed) => observed,
+            None => observe_node(places.host, &wanted.bridge.name)?,
+        };
         let steps = plan(wanted, &observed)?;
         let mut work =
             Work { places: &mut *places, wanted, bridge: observed.bridge, pod: None, done: Vec::new() };
@@ -111,11 +118,18 @@ impl From<Error> for Failure {
     }
 }
 
+/// The pod's end of the veth, as it was made.
+#[derive(Clone, Copy)]
+struct MadePod {
+    index: u32,
+    mtu: u32,
+}
+
 struct Work<'w, 'p> {
     places: &'w mut Places<'p>,
     wanted: &'w Wanted,
     bridge: Option<ObservedBridge>,
-    pod: Option<(MacAddr, u32)>,
+    pod: Option<MadePod>,
     done: Vec<Step>,
 }
 
@@ -130,12 +144,11 @@ impl Work<'_, '_> {
     }
 
     fn attached(&self) -> Result<Attached, AttachError> {
-        let (pod_mac, mtu) = self.pod.unwrap_or((self.wanted.mac, 0));
         Ok(Attached {
             bridge_mac: self.bridge.as_ref().and_then(|bridge| bridge.mac),
             host_mac: Some(host_mac(&self.wanted.attachment.owner)),
-            pod_mac,
-            mtu,
+            pod_mac: self.wanted.mac,
+            mtu: self.pod.map_or(0, |pod| pod.mtu),
         })
     }
 
@@ -218,7 +231,7 @@ impl Work<'_, '_> {
             }
             Step::ConfigurePod => {
                 step("configure-pod");
-                self.pod = Some(self.configure_pod()?);
+                self.configure_pod()?;
                 step("configured-pod");
             }
         }
@@ -281,65 +294,59 @@ impl Work<'_, '_> {
         };
         let mut requests = vec![link::create_veth(&spec)];
         requests.extend(link::change(LinkRef::Name(name), &settings));
-        if let Err(error) = self.places.host.apply(&requests) {
+        // The read of the link is in the same send, and tells the pod's end's index too.
+        let made = self.places.host.apply_then_link(&requests, LinkRef::Name(name)).map_err(|error| {
             let creating = error.index == Some(0);
             if creating && error.is_exists() {
-                // The pair was not made; a link of that name on the host is not ours to remove.
-                self.done.pop();
                 let ifname = owner.ifname.clone();
                 let netns = self.wanted.attachment.netns.clone();
-                return Err(Failure { error: AttachError::IfnameTaken { ifname, netns }, raced: false });
+                return Failure { error: AttachError::IfnameTaken { ifname, netns }, raced: false };
             }
             // The bridge went away between the look and this.
             let raced = creating && error.is_missing();
-            return Err(Failure { error: error.into(), raced });
+            Failure { error: error.into(), raced }
+        });
+        if let Err(Failure { error: AttachError::IfnameTaken { .. }, .. }) = &made {
+            // The pair was not made; a link of that name on the host is not ours to remove.
+            self.done.pop();
         }
+        let made = made?;
         step("created-veth");
+        self.pod = made.map(|link| MadePod { index: link.peer_index.unwrap_or(0), mtu: link.mtu });
         refuse_router_advertisements(name)?;
         Ok(())
     }
 
-    fn configure_pod(&mut self) -> Result<(MacAddr, u32), Failure> {
+    /// Addresses before up, so that the link's coming up announces them (arp_notify, ndisc_notify).
+    fn configure_pod(&mut self) -> Result<(), Failure> {
         let wanted = self.wanted;
-        Ok(self.places.pod.run(|| configure_pod(wanted))??)
+        let addresses = &wanted.attachment.addresses;
+        if addresses.iter().any(|a| a.address.is_ipv6()) {
+            self.places.pod.run(|| ipv6_sysctls(&wanted.attachment.owner.ifname, wanted.dad))??;
+        }
+        let up = LinkChange { up: Some(true), ..LinkChange::default() };
+        let announced_up = LinkChange { arp_notify: Some(true), ..up.clone() };
+        let index = self.pod.map_or(0, |pod| pod.index);
+        let mut requests = link::change(LinkRef::Index(link::LOOPBACK), &up);
+        requests.extend(addresses.iter().map(|a| addr::add(index, a.address, !wanted.dad)));
+        if !wanted.pod_link_down {
+            requests.extend(link::change(LinkRef::Index(index), &announced_up));
+        }
+        requests.extend(kernel_routes(&wanted.routes, index).iter().map(route::add));
+        Ok(self.places.inside.apply(&requests)?)
     }
 }
 
-/// Runs in the pod's netns: addresses before up, so that the link's coming up announces them (arp_notify).
-fn configure_pod(wanted: &Wanted) -> Result<(MacAddr, u32), Error> {
-    /// errno(3).
-    const ENODEV: i32 = 19;
-    let ifname = &wanted.attachment.owner.ifname;
-    let mut netlink = Netlink::open()?;
-    let pod = netlink.link(LinkRef::Name(ifname))?.ok_or_else(|| Error {
-        op: "find the pod's interface",
-        object: ifname.clone(),
-        errno: ENODEV,
-        detail: Some("it was removed while it was being set up".to_owned()),
-        index: None,
-    })?;
-    let addresses = &wanted.attachment.addresses;
-    let set = |family: &str, key: &str, value: &str| {
-        sysctl::write(&format!("net/{family}/conf/{ifname}/{key}"), value)
-    };
-    if addresses.iter().any(|a| a.address.is_ipv6()) {
-        set("ipv6", "disable_ipv6", "0")?;
-        set("ipv6", "keep_addr_on_down", "1")?;
-        set("ipv6", "ndisc_notify", "1")?;
-        if !wanted.dad {
-            set("ipv6", "accept_dad", "0")?;
-        }
+/// Runs in the pod's netns, before the interface comes up.
+fn ipv6_sysctls(ifname: &str, dad: bool) -> Result<(), Error> {
+    let set = |key: &str, value: &str| sysctl::write(&format!("net/ipv6/conf/{ifname}/{key}"), value);
+    set("disable_ipv6", "0")?;
+    set("keep_addr_on_down", "1")?;
+    set("ndisc_notify", "1")?;
+    if !dad {
+        set("accept_dad", "0")?;
     }
-    let up = LinkChange { up: Some(true), ..LinkChange::default() };
-    let announced_up = LinkChange { arp_notify: Some(true), ..up.clone() };
-    let mut requests = link::change(LinkRef::Index(link::LOOPBACK), &up);
-    requests.extend(addresses.iter().map(|a| addr::add(pod.index, a.address, !wanted.dad)));
-    if !wanted.pod_link_down {
-        requests.extend(link::change(LinkRef::Index(pod.index), &announced_up));
-    }
-    requests.extend(kernel_routes(&wanted.routes, pod.index).iter().map(route::add));
-    netlink.apply(&requests)?;
-    Ok((pod.mac.unwrap_or(wanted.mac), pod.mtu))
+    Ok(())
 }
 
 /// The routes as the kernel takes them; routes that differ in the gateway alone become one with several

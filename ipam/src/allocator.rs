@@ -125,12 +125,35 @@ impl Allocator {
     /// # Errors
     /// [`Error::Refused`] and whatever keeps the store from recording it.
     pub fn reserve(&mut self, request: &Reserve) -> Result<Grant, Error> {
+        self.reserve_while(request, || ()).0
+    }
+
+    /// [`Allocator::reserve`], with something else done while the agent writes to its disk. It is done once, in any
+    /// case.
+    pub fn reserve_while<T>(
+        &mut self,
+        request: &Reserve,
+        meanwhile: impl FnOnce() -> T,
+    ) -> (Result<Grant, Error>, T) {
+        let (mut meanwhile, mut done) = (Some(meanwhile), None);
         let op = || Op::Reserve(Box::new(request.clone()));
         let direct = |engine: &mut Engine| engine.reserve(request).map(Answer::Grant);
-        match self.run(op, direct)? {
+        let answer = self.run_for(op, direct, DEADLINE_SECONDS, &mut || {
+            if let Some(meanwhile) = meanwhile.take() {
+                done = Some(meanwhile());
+            }
+        });
+        let grant = answer.and_then(|answer| match answer {
             Answer::Grant(grant) => Ok(grant),
             other => Err(self.unexpected(&other)),
-        }
+        });
+        let done = match (done, meanwhile) {
+            (Some(done), _) => done,
+            (None, Some(meanwhile)) => meanwhile(),
+            #[expect(clippy::unreachable, reason = "it is taken where `done` is set, and nowhere else")]
+            (None, None) => unreachable!(),
+        };
+        (grant, done)
     }
 
     /// Imports what host-local has given on a network, durably and once. [`Allocator::reserve`] does so by itself; this is
@@ -299,6 +322,7 @@ impl Allocator {
             op,
             |engine| gc(engine, network, valid, runtime).map(Answer::Gc),
             GC_DEADLINE_SECONDS,
+            &mut || (),
         )? {
             Answer::Gc(report) => Ok(report),
             other => Err(self.unexpected(&other)),
@@ -310,7 +334,7 @@ impl Allocator {
         op: impl FnOnce() -> Op,
         direct: impl FnOnce(&mut Engine) -> Result<Answer, Error>,
     ) -> Result<Answer, Error> {
-        self.run_for(op, direct, DEADLINE_SECONDS)
+        self.run_for(op, direct, DEADLINE_SECONDS, &mut || ())
     }
 
     fn run_for(
@@ -318,13 +342,14 @@ impl Allocator {
         op: impl FnOnce() -> Op,
         direct: impl FnOnce(&mut Engine) -> Result<Answer, Error>,
         seconds: u64,
+        meanwhile: &mut dyn FnMut(),
     ) -> Result<Answer, Error> {
         let client = match &mut self.way {
             Way::Direct(engine) => return direct(engine),
             Way::Agent(client) => client,
         };
         let op = op();
-        let mut result = client.call(&op, seconds);
+        let mut result = client.call(&op, seconds, meanwhile);
         for _ in 1..TRIES {
             if !matches!(result, Err(Error::Disconnected { .. })) {
                 break;
@@ -332,7 +357,7 @@ impl Allocator {
             self.way = find_way(&self.dirs, self.patience, self.vantage, &mut || {})?;
             match &mut self.way {
                 Way::Direct(engine) => return direct(engine),
-                Way::Agent(client) => result = client.call(&op, seconds),
+                Way::Agent(client) => result = client.call(&op, seconds, &mut || ()),
             }
         }
         result

@@ -60,13 +60,21 @@ impl Client {
         }
     }
 
-    /// Asks and waits for the answer, so many seconds at most between any two bytes.
-    pub(crate) fn call(&mut self, op: &Op, seconds: u64) -> Result<Answer, Error> {
-        let timeout = Some(Duration::from_secs(seconds));
-        self.stream.set_read_timeout(timeout).map_err(|e| self.failed(e, seconds))?;
+    /// Asks and waits for the answer, so many seconds at most between any two bytes. `meanwhile` is run while the
+    /// agent is at work.
+    pub(crate) fn call(
+        &mut self,
+        op: &Op,
+        seconds: u64,
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Answer, Error> {
+        if seconds != DEADLINE_SECONDS {
+            let timeout = Some(Duration::from_secs(seconds));
+            self.stream.set_read_timeout(timeout).map_err(|e| self.failed(e, seconds))?;
+        }
         // Downwards only, so it ends.
         loop {
-            let response = self.ask(op).map_err(|e| self.failed(e, seconds))?;
+            let response = self.ask(op, meanwhile).map_err(|e| self.failed(e, seconds))?;
             match response.result {
                 Outcome::Ok(answer) => return Ok(answer),
                 Outcome::Error(failure) if failure.code == VERSION_CODE => {
@@ -77,12 +85,13 @@ impl Client {
         }
     }
 
-    fn ask(&mut self, op: &Op) -> io::Result<Response> {
+    fn ask(&mut self, op: &Op, meanwhile: &mut dyn FnMut()) -> io::Result<Response> {
         let id = self.next_id;
         self.next_id += 1;
         let request = Request { version: self.version, id, op: op.clone() };
         service::send(&mut self.stream, &request)?;
         step("agent-asked");
+        meanwhile();
         let response: Response = service::receive(&mut self.stream)?;
         step("agent-answered");
         if response.id != id {

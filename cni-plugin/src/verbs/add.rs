@@ -1,11 +1,11 @@
 //! ADD: addresses, durably; then the interface; then the answer. What fails is taken back.
 
 use podwire_attach::drift::drift;
-use podwire_attach::plan::{Wanted, host_mac};
+use podwire_attach::plan::{Observed, Wanted, host_mac};
 use podwire_attach::removal::{self, Found};
-use podwire_attach::{Attached, Attachment, Places, attach, observe_attachment};
-use podwire_kernel::Netlink;
+use podwire_attach::{Attached, Attachment, Owner, Places, attach, observe_attachment, observe_node};
 use podwire_kernel::link;
+use podwire_kernel::{Netlink, Netns};
 
 use super::addresses::Reservation;
 use super::node::{self, BridgeUse};
@@ -22,24 +22,42 @@ use crate::protocol::{CniError, code};
 pub fn run(env: &Environment, stdin: &[u8]) -> Result<String, CniError> {
     let config = Config::parse(stdin, env)?;
     let netns = node::open_netns(env)?;
-    let mut host = Netlink::open().map_err(failure::kernel)?;
-    let node = node::facts(&config)?;
+    let facts = node::facts(&config)?;
     let attachment = attachment(env, &config);
-    // Before the store's lock: who waits for one of the two never holds the other way round.
-    let bridge_use = BridgeUse::shared(&config.run_dir)?;
-    let mut reservation = Reservation::make(env, &config, &attachment, &node)?;
-    let mut places = Places { host: &mut host, pod: &netns };
-    let link = attachment.owner.link_name();
-    let plumbed = plumb(&mut places, &config, attachment, &reservation, &node, &bridge_use);
+    let owner = attachment.owner.clone();
+    let (mut reservation, mut view) =
+        Reservation::make(env, &config, &attachment, &facts, || View::of(&config, &netns, &owner))?;
+    let plumbed = plumb(&mut view, &netns, &config, attachment, &reservation, &facts);
     let kept = plumbed.and_then(|answer| match reservation.keep() {
         Ok(()) => Ok(answer),
         // A DEL or GC came between: the lease is gone, so the interface must go too.
-        Err(error) => match places.host.apply(&[link::delete_named(&link)]) {
+        Err(error) => match view.host.apply(&[link::delete_named(&owner.link_name())]) {
             Err(left) if !left.is_missing() => Err(error.with_details(left.to_string())),
             _ => Err(error),
         },
     });
     kept.map_err(|error| reservation.take_back(env, &config, error))
+}
+
+/// The node and the pod as they are before anything is made; taken while the addresses are being recorded.
+struct View {
+    /// From before the first look at the bridge.
+    bridge_use: BridgeUse,
+    host: Netlink,
+    inside: Netlink,
+    earlier: Found,
+    observed: Observed,
+}
+
+impl View {
+    fn of(config: &Config, netns: &Netns, owner: &Owner) -> Result<Self, CniError> {
+        let bridge_use = BridgeUse::shared(&config.run_dir)?;
+        let mut host = Netlink::open().map_err(failure::kernel)?;
+        let inside = netns.netlink().map_err(failure::kernel)?;
+        let earlier = removal::find(&mut host, owner).map_err(failure::kernel)?;
+        let observed = observe_node(&mut host, &config.bridge.name).map_err(failure::kernel)?;
+        Ok(Self { bridge_use, host, inside, earlier, observed })
+    }
 }
 
 fn attachment(env: &Environment, config: &Config) -> Attachment {
@@ -59,22 +77,24 @@ fn attachment(env: &Environment, config: &Config) -> Attachment {
 }
 
 fn plumb(
-    places: &mut Places<'_>,
+    view: &mut View,
+    netns: &Netns,
     config: &Config,
     attachment: Attachment,
     reservation: &Reservation,
-    node: &NodeFacts,
-    bridge_use: &BridgeUse,
+    facts: &NodeFacts,
 ) -> Result<String, CniError> {
     let addressing = complete(config, reservation.addressing());
-    let wanted = wanted(config, attachment, &addressing, node);
+    let wanted = wanted(config, attachment, &addressing, facts);
     let answer = |attached: &Attached| result(&wanted, attached, &addressing).to_json(config.network.version);
     // A result that this version cannot express must not leave an interface behind.
     answer(&expected(&wanted))?;
-    if let Some(attached) = earlier(places, &wanted)? {
+    if let Some(attached) = earlier(view, netns, &wanted)? {
         return answer(&attached);
     }
-    answer(&attach(places, &wanted, &|| bridge_use.is_alone()).map_err(failure::attach)?)
+    let mut places = Places { host: &mut view.host, pod: netns, inside: &mut view.inside };
+    let alone = || view.bridge_use.is_alone();
+    answer(&attach(&mut places, &wanted, view.observed.clone(), &alone).map_err(failure::attach)?)
 }
 
 /// What an intact attachment of these wants has, as far as they say.
@@ -89,19 +109,18 @@ fn expected(wanted: &Wanted) -> Attached {
 
 /// This owner's interface, if an earlier ADD made it in this very netns and nothing of it is missing: then that
 /// ADD's answer is the answer. Whatever else is left of an earlier ADD is removed, to be made anew.
-fn earlier(places: &mut Places<'_>, wanted: &Wanted) -> Result<Option<Attached>, CniError> {
-    let owner = &wanted.attachment.owner;
-    let host_link = match removal::find(places.host, owner).map_err(failure::kernel)? {
+fn earlier(view: &mut View, netns: &Netns, wanted: &Wanted) -> Result<Option<Attached>, CniError> {
+    let host_link = match &view.earlier {
         Found::Missing => return Ok(None),
         Found::Ours(link) => link,
         Found::Foreign(link) => {
-            let name = link.name;
+            let name = &link.name;
             let text =
                 format!("host link {name} exists and is not podwire's; remove it with `ip link del {name}`");
             return Err(CniError::new(code::LINK_TAKEN, text));
         }
     };
-    let observed = observe_attachment(places.host, Some(places.pod), wanted).map_err(failure::kernel)?;
+    let observed = observe_attachment(&mut view.host, Some(netns), wanted).map_err(failure::kernel)?;
     let differences = drift(wanted, &observed);
     match (observed.pod, differences.as_slice()) {
         (Some(pod), []) => Ok(Some(Attached {
@@ -110,7 +129,7 @@ fn earlier(places: &mut Places<'_>, wanted: &Wanted) -> Result<Option<Attached>,
             pod_mac: pod.mac.unwrap_or(wanted.mac),
             mtu: pod.mtu,
         })),
-        _ => match places.host.apply(&[link::delete(host_link.index, &host_link.name)]) {
+        _ => match view.host.apply(&[link::delete(host_link.index, &host_link.name)]) {
             Err(error) if !error.is_missing() => Err(failure::kernel(error)),
             _ => Ok(None),
         },

@@ -95,16 +95,17 @@ pub(super) struct Reservation {
 }
 
 impl Reservation {
-    /// Reserves, durably.
+    /// Reserves, durably. `meanwhile` is done while the agent writes to its disk; if it fails, so does this.
     ///
     /// # Errors
     /// Nothing stays reserved then.
-    pub(super) fn make(
+    pub(super) fn make<T>(
         env: &Environment,
         config: &Config,
         attachment: &Attachment,
         node: &NodeFacts,
-    ) -> Result<Self, CniError> {
+        meanwhile: impl FnOnce() -> Result<T, CniError>,
+    ) -> Result<(Self, T), CniError> {
         let request = request(config, attachment, node)?;
         let dns = node::resolv_conf(config)?;
         // A foreign plugin first: it may take long, and a store opened here keeps all others out.
@@ -117,11 +118,11 @@ impl Reservation {
             None => None,
         };
         let reserved = Allocator::connect(&dirs(config)).and_then(|mut allocator| {
-            let grant = allocator.reserve(&request)?;
-            Ok((allocator, grant))
+            let (grant, done) = allocator.reserve_while(&request, meanwhile);
+            Ok((allocator, grant?, done))
         });
-        let (mut allocator, grant) = match reserved {
-            Ok(both) => both,
+        let (mut allocator, grant, done) = match reserved {
+            Ok(reserved) => reserved,
             Err(error) => return Err(released(failure::ipam(error), delegate.as_ref(), env, config)),
         };
         for notice in allocator.notices().iter().chain(&grant.notices) {
@@ -135,7 +136,11 @@ impl Reservation {
             },
             dns,
         });
-        Ok(Self { allocator, owner: attachment.owner.clone(), grant, addressing, delegate })
+        let reservation = Self { allocator, owner: attachment.owner.clone(), grant, addressing, delegate };
+        match done {
+            Ok(done) => Ok((reservation, done)),
+            Err(error) => Err(reservation.take_back(env, config, error)),
+        }
     }
 
     /// What was given.

@@ -51,7 +51,8 @@ fn add(env: &Environment, stdin: &[u8]) -> Result<String, CniError> {
         pod: env.args.pod.clone(),
         runtime: node::runtime(),
     };
-    let mut reservation = Reservation::make(env, &config, &attachment, &node::facts(&config)?)?;
+    let facts = node::facts(&config)?;
+    let (mut reservation, ()) = Reservation::make(env, &config, &attachment, &facts, || Ok(()))?;
     let addressing = reservation.addressing();
     let result = CniResult {
         interfaces: Vec::new(),
