@@ -4,23 +4,26 @@
 //! The programs that can be told to die are not the released ones: `scripts/build-faults` builds them, with the
 //! named steps that the attach crate's `step` module describes.
 
+mod agent;
+mod steps;
+pub mod wire;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use serde_json::{Value, json};
+
+pub use agent::Agent;
+pub use steps::{Steps, at_once_for, each};
 
 use crate::error::{LabError, Result};
 use crate::node::{Lab, Node, NodeOptions, fault_dist_dir};
 use crate::plugin::{Answer, PluginCall};
 use crate::pod::Pod;
-use crate::process::{LIMIT, finish, program, wait_for};
+use crate::process::{LIMIT, finish, program};
 
 /// The network's name.
 pub const NETWORK: &str = "net";
@@ -36,7 +39,8 @@ pub const TRY_AGAIN: u64 = 11;
 /// The error code of a CHECK that found differences.
 pub const CHECK_FAILED: u64 = 101;
 
-const SOCKET: &str = "/run/podwire/ipam.sock";
+/// The agent's socket.
+pub const SOCKET: &str = "/run/podwire/ipam.sock";
 const STORE: &str = "/var/lib/podwire";
 
 /// A network whose pool has `size` addresses, 10.77.0.2 and the following.
@@ -244,7 +248,7 @@ impl Site {
     /// Runs a call that succeeds and gives the steps that it came to, each as `PODWIRE_STEP_KILL` takes it.
     ///
     /// # Errors
-    /// If the call fails, or its program names no steps.
+    /// If the call fails.
     pub fn steps(&self, call: PluginCall) -> Result<Vec<String>> {
         let trace = "/run/steps";
         let _ = fs::remove_file(self.node.path(trace));
@@ -252,35 +256,27 @@ impl Site {
         self.traced(trace)
     }
 
-    /// The steps in a file that `PODWIRE_STEP_TRACE` named; none if there is no such file.
+    /// The steps in a file that `PODWIRE_STEP_TRACE` named.
     ///
     /// # Errors
     /// If it cannot be read.
     pub fn traced(&self, file: &str) -> Result<Vec<String>> {
-        if !self.node.path(file).exists() {
-            return Ok(Vec::new());
-        }
         let names = self.node.read(file)?;
         let names: Vec<&str> = names.lines().collect();
         let nth = |at: usize| names[..=at].iter().filter(|name| **name == names[at]).count();
         Ok((0..names.len()).map(|at| format!("{}:{}", names[at], nth(at))).collect())
     }
 
-    /// Runs a call that dies at that step.
+    /// Runs a call that is to die at that step; whether it came there. It may have succeeded without.
     ///
     /// # Errors
-    /// If it does not.
-    pub fn killed_at(&self, step: &str, call: PluginCall) -> Result<()> {
+    /// If it neither died nor succeeded.
+    pub fn killed_at(&self, step: &str, call: PluginCall) -> Result<bool> {
         let answer = call.env("PODWIRE_STEP_KILL", step).run(&self.node)?;
-        match answer.process.signal() {
-            Some(9) => Ok(()),
-            _ => Err(LabError::new(format!(
-                "it did not come to {step}: {} {} {}",
-                answer.process.status,
-                answer.process.out(),
-                answer.process.err()
-            ))),
+        if answer.process.signal() == Some(9) {
+            return Ok(true);
         }
+        answer.ok().map(|_| false).map_err(LabError::because(format!("to be killed at {step}")))
     }
 
     /// Whether the call succeeds under another program, such as `unshare …`: its arguments come first, the plugin last.
@@ -321,163 +317,4 @@ impl Site {
         // Two commands: bash would become the last one instead of being its parent.
         self.run_under(&[&path, "-c", "\"$0\"; exit $?"], call)
     }
-}
-
-/// A `podwired` that a test may kill, freeze or have killed at a step.
-pub struct Agent {
-    node: Node,
-    process: Child,
-}
-
-impl Agent {
-    const LOG: &'static str = "/run/podwired.log";
-
-    /// Starts one and does not wait until it serves: it may be about to die.
-    ///
-    /// # Errors
-    /// If it cannot be started.
-    pub fn spawn(site: &Site, env: &[(&str, &str)]) -> Result<Self> {
-        let log = fs::File::options().create(true).append(true).open(site.node.path(Self::LOG));
-        let log = log.map_err(LabError::because("open podwired's log"))?;
-        let mut command = Command::new(Node::dist("podwired"));
-        command.env_clear().envs(env.iter().copied()).stdin(Stdio::null());
-        command.stdout(log.try_clone().map_err(LabError::because("share podwired's log"))?).stderr(log);
-        Ok(Self { node: site.node.clone(), process: site.node.spawn(&mut command)? })
-    }
-
-    /// Waits until it serves.
-    ///
-    /// # Errors
-    /// If it ends instead, or not within 10 s; its log is in the message.
-    pub fn serves(&mut self) -> Result<()> {
-        let mut alive = true;
-        let serves = wait_for(Duration::from_secs(10), || {
-            alive = matches!(self.process.try_wait(), Ok(None));
-            // An old agent's socket may still lie there: only an answer to connect counts.
-            !alive || UnixStream::connect(self.node.path(SOCKET)).is_ok()
-        });
-        if alive && serves {
-            Ok(())
-        } else {
-            Err(LabError::new(format!("podwired does not serve: {}", self.log())))
-        }
-    }
-
-    /// What all agents of this node logged.
-    pub fn log(&self) -> String {
-        self.node.read(Self::LOG).unwrap_or_default()
-    }
-
-    /// Its process id, as the test sees it.
-    pub fn pid(&self) -> u32 {
-        self.process.id()
-    }
-
-    /// Whether it has ended, threads in the kernel and all.
-    pub fn has_ended(&mut self) -> bool {
-        !matches!(self.process.try_wait(), Ok(None))
-    }
-
-    /// Waits until SIGKILL has ended it.
-    ///
-    /// # Errors
-    /// If it runs on, or has ended otherwise.
-    pub fn was_killed(mut self) -> Result<()> {
-        let mut status = None;
-        wait_for(Duration::from_secs(5), || {
-            status = self.process.try_wait().ok().flatten();
-            status.is_some()
-        });
-        match status {
-            Some(status) if status.signal() == Some(9) => Ok(()),
-            other => Err(LabError::new(format!("podwired was not killed but {other:?}: {}", self.log()))),
-        }
-    }
-
-    /// Sends it SIGKILL, and does not wait for its end.
-    ///
-    /// # Errors
-    /// If it cannot be sent.
-    pub fn kill(&mut self) -> Result<()> {
-        self.process.kill().map_err(LabError::because("kill podwired"))
-    }
-
-    /// Sends it a signal.
-    ///
-    /// # Errors
-    /// If it cannot be sent.
-    pub fn signal(&self, signal: nix::sys::signal::Signal) -> Result<()> {
-        let pid = nix::unistd::Pid::from_raw(self.process.id().cast_signed());
-        nix::sys::signal::kill(pid, signal).map_err(LabError::because(format!("send {signal} to podwired")))
-    }
-
-    /// Ends it with SIGTERM.
-    ///
-    /// # Errors
-    /// If it does not end with 0 within 10 s.
-    pub fn stop(mut self) -> Result<()> {
-        self.signal(nix::sys::signal::Signal::SIGTERM)?;
-        let mut status = None;
-        wait_for(Duration::from_secs(10), || {
-            status = self.process.try_wait().ok().flatten();
-            status.is_some()
-        });
-        match status {
-            Some(status) if status.success() => Ok(()),
-            other => Err(LabError::new(format!("podwired ended with {other:?}: {}", self.log()))),
-        }
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// Does something with each item, some at once, and fails with all that failed.
-///
-/// # Errors
-/// With a line for each item that failed, led by the item.
-pub fn each<T: Sync + std::fmt::Display>(
-    items: &[T],
-    at_once: usize,
-    work: impl Fn(&T) -> Result<()> + Sync,
-) -> Result<()> {
-    let failures = at_once_for(items, at_once, work).into_iter().zip(items);
-    let failures: Vec<_> =
-        failures.filter_map(|(done, item)| Some(format!("{item}: {:?}", done.err()?))).collect();
-    if failures.is_empty() {
-        return Ok(());
-    }
-    Err(LabError::new(format!("{} of {} failed:\n{}", failures.len(), items.len(), failures.join("\n"))))
-}
-
-/// Does something with each item, some at once; what came of each, in their order.
-pub fn at_once_for<T: Sync, R: Send>(
-    items: &[T],
-    at_once: usize,
-    work: impl Fn(&T) -> Result<R> + Sync,
-) -> Vec<Result<R>> {
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..at_once.min(items.len()) {
-            scope.spawn(|| {
-                while let Some((number, item)) = claim(items, &next) {
-                    let result = work(item);
-                    done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((number, result));
-                }
-            });
-        }
-    });
-    let mut done = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-    done.sort_by_key(|(number, _)| *number);
-    done.into_iter().map(|(_, result)| result).collect()
-}
-
-fn claim<'a, T>(items: &'a [T], next: &AtomicUsize) -> Option<(usize, &'a T)> {
-    let number = next.fetch_add(1, Ordering::Relaxed);
-    items.get(number).map(|item| (number, item))
 }

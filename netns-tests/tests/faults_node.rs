@@ -12,6 +12,8 @@ use podwire_netns_tests::{LIMIT, LabError, NodeOptions, Pod, Result, program, wa
 use serde_json::{Value, json};
 
 const DB: &str = "/var/lib/podwire/ipam/db";
+/// The store as it was some pods before.
+const OLDER: &str = "/var/lib/podwire/older";
 
 fn parse(address: &str) -> Result<IpAddr> {
     address.parse().map_err(LabError::because(address))
@@ -165,14 +167,17 @@ fn a_truncated_or_garbage_store_costs_no_pod_its_address() -> Result<()> {
         Damage("truncated to a half", |site| truncate(site, |len| len / 2)),
         Damage("truncated to three quarters", |site| truncate(site, |len| len * 3 / 4)),
         Damage("truncated by two hundred bytes", |site| truncate(site, |len| len - 200)),
-        Damage("truncated by one commit", |site| truncate(site, |len| len * 85 / 100)),
+        Damage("truncated by a twentieth", |site| truncate(site, |len| len * 95 / 100)),
+        Damage("truncated by two twentieths", |site| truncate(site, |len| len * 90 / 100)),
+        Damage("truncated by three twentieths", |site| truncate(site, |len| len * 85 / 100)),
+        Damage("truncated by four twentieths", |site| truncate(site, |len| len * 80 / 100)),
         Damage("truncated by a byte", |site| truncate(site, |len| len - 1)),
         Damage("garbage", |site| scribble(site, |len| 0..len)),
         Damage("garbage at the start", |site| scribble(site, |_| 0..64)),
         Damage("garbage in the first half", |site| scribble(site, |len| 512..len / 2)),
         Damage("garbage in the second half", |site| scribble(site, |len| len / 2..len)),
         Damage("garbage in the last quarter", |site| scribble(site, |len| len * 3 / 4..len)),
-        Damage("garbage over the last commit", |site| scribble(site, |len| len * 85 / 100..len)),
+        Damage("garbage in the last eighth", |site| scribble(site, |len| len * 7 / 8..len)),
         Damage("garbage in the last bytes", |site| scribble(site, |len| len - 10..len)),
         Damage("garbage in the configuration", |site| {
             fs::write(site.node().path("/var/lib/podwire/ipam/conf"), b"garbage")
@@ -182,6 +187,10 @@ fn a_truncated_or_garbage_store_costs_no_pod_its_address() -> Result<()> {
         Damage("an empty directory", |site| {
             fs::remove_dir_all(site.node().path("/var/lib/podwire/ipam"))?;
             fs::create_dir(site.node().path("/var/lib/podwire/ipam"))
+        }),
+        Damage("an older copy", |site| {
+            fs::remove_dir_all(site.node().path("/var/lib/podwire/ipam"))?;
+            fs::rename(site.node().path(OLDER), site.node().path("/var/lib/podwire/ipam"))
         }),
         Damage("no directory", |site| fs::remove_dir_all(site.node().path("/var/lib/podwire/ipam"))),
     ];
@@ -202,7 +211,9 @@ fn live_through(damage: &Damage, with_agent: bool) -> Result<()> {
     // As many as there are pods and one more: an address too many given would be one given twice.
     let config = pool(5);
     let pods = site.pods("p", 4)?;
-    let results: Vec<_> = pods.iter().map(|pod| site.add(pod, &config)).collect::<Result<_>>()?;
+    let mut results: Vec<_> = pods[..2].iter().map(|pod| site.add(pod, &config)).collect::<Result<_>>()?;
+    site.node().run("cp", &["-a", "/var/lib/podwire/ipam", OLDER])?.success("copy the store")?;
+    results.extend(pods[2..].iter().map(|pod| site.add(pod, &config)).collect::<Result<Vec<_>>>()?);
     damage.1(&site).map_err(LabError::because(format!("damage the store: {damage}")))?;
     let agent = if with_agent { Some(site.agent()?) } else { None };
 
