@@ -295,7 +295,18 @@ impl Work<'_, '_> {
         let mut requests = vec![link::create_veth(&spec)];
         requests.extend(link::change(LinkRef::Name(name), &settings));
         // The read of the link is in the same send, and tells the pod's end's index too.
-        let made = self.places.host.apply_then_link(&requests, LinkRef::Name(name)).map_err(|error| {
+        let mut made = self.places.host.apply_then_link(&requests, LinkRef::Name(name));
+        if let Err(error) = &made
+            && error.index == Some(1)
+            && error.is_without_family()
+        {
+            // The link has no IPv6 (its MTU is too small, or the kernel is without): then it makes itself no address.
+            let rest = LinkChange { addr_gen_mode: None, ..settings };
+            let requests = link::change(LinkRef::Name(name), &rest);
+            made = self.places.host.apply_then_link(&requests, LinkRef::Name(name));
+            made = made.map_err(|error| Error { index: None, ..error });
+        }
+        let made = made.map_err(|error| {
             let creating = error.index == Some(0);
             if creating && error.is_exists() {
                 let ifname = owner.ifname.clone();

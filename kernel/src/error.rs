@@ -63,6 +63,12 @@ impl Error {
         self.is(&[Errno::EEXIST])
     }
 
+    /// Whether the kernel, or the link in question, does without the address family (EAFNOSUPPORT): a kernel without
+    /// IPv6, a link whose MTU is too small for it.
+    pub fn is_without_family(&self) -> bool {
+        self.is(&[Errno::EAFNOSUPPORT])
+    }
+
     /// Whether the object is in use (EBUSY), or the kernel asks for another try (EAGAIN).
     pub fn is_busy(&self) -> bool {
         self.is(&[Errno::EBUSY, Errno::EAGAIN])
