@@ -118,10 +118,13 @@ impl From<Error> for Failure {
     }
 }
 
-/// The pod's end of the veth, as it was made.
+/// The veth, as it was made.
 #[derive(Clone, Copy)]
 struct MadePod {
+    /// The pod's end's index.
     index: u32,
+    /// The host's end's index.
+    host_index: u32,
     mtu: u32,
 }
 
@@ -323,12 +326,15 @@ impl Work<'_, '_> {
         }
         let made = made?;
         step("created-veth");
-        self.pod = made.map(|link| MadePod { index: link.peer_index.unwrap_or(0), mtu: link.mtu });
+        self.pod = made.map(|link| MadePod {
+            index: link.peer_index.unwrap_or(0),
+            host_index: link.index,
+            mtu: link.mtu,
+        });
         refuse_router_advertisements(name)?;
         Ok(())
     }
 
-    /// Addresses before up, so that the link's coming up announces them (arp_notify, ndisc_notify).
     fn configure_pod(&mut self) -> Result<(), Failure> {
         let wanted = self.wanted;
         let addresses = &wanted.attachment.addresses;
@@ -336,15 +342,34 @@ impl Work<'_, '_> {
             self.places.pod.run(|| ipv6_sysctls(&wanted.attachment.owner.ifname, wanted.dad))??;
         }
         let up = LinkChange { up: Some(true), ..LinkChange::default() };
-        let announced_up = LinkChange { arp_notify: Some(true), ..up.clone() };
+        let noticed_up = LinkChange { arp_notify: Some(true), ..up.clone() };
         let index = self.pod.map_or(0, |pod| pod.index);
         let mut requests = link::change(LinkRef::Index(link::LOOPBACK), &up);
         requests.extend(addresses.iter().map(|a| addr::add(index, a.address, !wanted.dad)));
         if !wanted.pod_link_down {
-            requests.extend(link::change(LinkRef::Index(index), &announced_up));
+            requests.extend(link::change(LinkRef::Index(index), &noticed_up));
         }
         requests.extend(kernel_routes(&wanted.routes, index).iter().map(route::add));
-        Ok(self.places.inside.apply(&requests)?)
+        self.places.inside.apply(&requests)?;
+        if !addresses.is_empty() {
+            self.announce();
+        }
+        Ok(())
+    }
+
+    /// Tells the neighbours whose the addresses are now: whoever remembers an earlier pod's MAC address would go on
+    /// sending to it for up to half a minute. What the kernel announces as the interface comes up (arp_notify) is lost,
+    /// because the bridge's port does not pass frames yet; so the port is told to, and setting the MAC address, though it
+    /// is the same, makes the kernel announce again, IPv6 addresses too (ndisc_notify).
+    fn announce(&mut self) {
+        let Some(pod) = self.pod else { return };
+        let passing = LinkChange { forwarding: true, ..LinkChange::default() };
+        let again = LinkChange { mac: Some(self.wanted.mac), ..LinkChange::default() };
+        // A bridge that speaks STP lets nothing pass for many seconds: then the neighbours find out by themselves.
+        let open = self.places.host.apply(&link::change(LinkRef::Index(pod.host_index), &passing));
+        if open.is_ok() {
+            let _ = self.places.inside.apply(&link::change(LinkRef::Index(pod.index), &again));
+        }
     }
 }
 
