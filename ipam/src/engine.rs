@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -176,7 +177,14 @@ impl Engine {
         let now = now()?;
         self.recover()?;
         let mut batch =
-            Batch { pool: &mut self.pool, now, changes: Vec::new(), undo: Vec::new(), durability };
+            Batch {
+                pool: &mut self.pool,
+                now,
+                changes: Vec::new(),
+                undo: Vec::new(),
+                durability,
+                unreadable: BTreeSet::new(),
+            };
         let done = operations(&mut batch);
         let Batch { changes, undo, durability, .. } = batch;
         if changes.is_empty() && (durability == Durability::Lazy || !self.is_lazy) {
@@ -455,6 +463,8 @@ pub struct Batch<'e> {
     changes: Vec<Change>,
     undo: Vec<Undo>,
     durability: Durability,
+    /// Directories of host-local that could not be read: its lock is waited for once, not by each of fifty ADDs.
+    unreadable: BTreeSet<PathBuf>,
 }
 
 impl Batch<'_> {
@@ -503,7 +513,13 @@ impl Batch<'_> {
         if self.pool.is_imported(NetworkId::of(network)) {
             return Ok(Vec::new());
         }
-        let mut imported = import::read(directory, network, sets)?;
+        if self.unreadable.contains(directory) {
+            let source = io::Error::other("another request has just failed at it");
+            return Err(Error::io("read directory", directory, source));
+        }
+        let mut imported = import::read(directory, network, sets).inspect_err(|_| {
+            self.unreadable.insert(directory.to_owned());
+        })?;
         if !imported.attachments.is_empty() {
             imported.join(&cached());
         }

@@ -31,8 +31,8 @@ const SEPARATOR: &str = "\r\n";
 /// The container id under which `export` writes an address that some unknown owner has.
 const UNKNOWN_ID: &str = "podwire-unknown-owner";
 
-/// host-local holds its lock for some milliseconds.
-const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// host-local holds its lock for some milliseconds. The agent serves nobody while it waits for it.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
 /// The longest content of a file of host-local: an id of at most 255 bytes, an interface name of 15.
 const MAX_CONTENT: u64 = 1024;
 /// More files than any node has pods: a directory with more is not host-local's.
@@ -66,7 +66,7 @@ pub fn read(directory: &Path, network: &str, sets: &[RangeSet]) -> Result<Import
         Ok(found) if !found.is_dir() => return Ok(imported),
         Ok(_) => {}
     }
-    let _lock = lock(directory)?;
+    let _lock = lock_to_read(directory)?;
     let failed = |source| Error::io("read directory", directory, source);
     for (number, entry) in fs::read_dir(directory).map_err(failed)?.enumerate() {
         let name = entry.map_err(failed)?.file_name();
@@ -181,8 +181,7 @@ fn content(path: &Path) -> Result<Option<String>, Error> {
 
 fn lock(directory: &Path) -> Result<Flock<File>, Error> {
     let path = directory.join(LOCK);
-    let failed = |source| Error::io("lock", &path, source);
-    let mut file = File::options()
+    let file = File::options()
         .read(true)
         .write(true)
         .create(true)
@@ -190,7 +189,23 @@ fn lock(directory: &Path) -> Result<Flock<File>, Error> {
         .mode(0o600)
         .custom_flags(nix::libc::O_NONBLOCK)
         .open(&path)
-        .map_err(failed)?;
+        .map_err(|source| Error::io("lock", &path, source))?;
+    wait_for(file, &path)
+}
+
+/// host-local's lock, taken without writing: under systemd the agent sees all directories but its own read-only.
+/// `None` where there is no such file, which host-local makes before any other.
+fn lock_to_read(directory: &Path) -> Result<Option<Flock<File>>, Error> {
+    let path = directory.join(LOCK);
+    match File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(&path) {
+        Ok(file) => wait_for(file, &path).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("lock", &path, error)),
+    }
+}
+
+fn wait_for(mut file: File, path: &Path) -> Result<Flock<File>, Error> {
+    let failed = |source| Error::io("lock", path, source);
     let give_up = Instant::now() + LOCK_WAIT;
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
