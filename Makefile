@@ -61,12 +61,12 @@ test-docs: ## The API documentation builds without a warning
 test-netns: build ## The built programs against the kernel and real runtimes
 	@scripts/set-up test
 	@scripts/build-faults
-	@$(netns_tests) --tests
+	@$(netns_tests) --tests --no-fail-fast
 
 .PHONY: test-reference
 test-reference: ## The same cases against Debian's reference plugins
 	@scripts/set-up test
-	@PODWIRE_REFERENCE=1 $(netns_tests) --test 'cases_*' --test containerd --test podman
+	@PODWIRE_REFERENCE=1 $(netns_tests) --test 'cases_*' --test containerd --test podman --no-fail-fast
 
 .PHONY: bench
 bench: build ## Measure podwire beside Debian's bridge + host-local and the kernel's floor
