@@ -104,40 +104,47 @@ impl Engine {
     fn begin(&mut self, loaded: Loaded) -> Result<(), Error> {
         self.pool = Pool::default();
         self.pool.apply_all(loaded.changes);
+        let lost = match loaded.origin {
+            StoreOrigin::Lost { why, kept } => Some((why, kept)),
+            StoreOrigin::Fresh => None,
+            // A store has its boot from its first commit on. Without one, whoever made it has died before that.
+            StoreOrigin::Existing if self.pool.boot().is_none() => None,
+            StoreOrigin::Existing => return self.resume(),
+        };
+        self.rebuild(lost)
+    }
+
+    /// Goes on with a store that was there.
+    fn resume(&mut self) -> Result<(), Error> {
         let boot = self.boot.clone();
-        let mended = self.lazily(|batch| {
-            batch.apply(batch.pool.new_boot(&boot));
-            let mended = batch.pool.mend();
-            batch.apply(mended.changes);
-            mended.notices
-        })?;
-        self.notices
-            .extend(mended.into_iter().map(|notice| format!("the address store was mended: {notice}")));
-        match loaded.origin {
-            StoreOrigin::Existing => {
-                // A DEL without an agent leaves the end of the lease to the next user of the store.
-                let unfinished = self.pool.leases().any(|lease| lease.state == LeaseState::Deleting);
-                // A store that has lost its end, or came back from a backup, may not know a live pod's address.
-                let is_older = self.pool.generation() < self.lock.recorded();
-                if is_older {
-                    self.notices.push(
-                        "the address store is older than its newest reservation: leases that it lacks are taken from \
-                         the node's links"
-                            .to_owned(),
-                    );
-                }
-                if (is_older || unfinished || self.sweep_is_due()) && self.sees_links() {
-                    self.sweep()?;
-                } else if is_older {
-                    // Whoever opens it next may see the links.
-                    return Ok(());
-                }
+        let mended = self.lazily(|batch| batch.begin(&boot))?;
+        self.say_mended(mended);
+        // A DEL without an agent leaves the end of the lease to the next user of the store.
+        let unfinished = self.pool.leases().any(|lease| lease.state == LeaseState::Deleting);
+        // A store that has lost its end, or came back from a backup, may not know a live pod's address.
+        let is_older = self.pool.generation() < self.lock.recorded();
+        if is_older {
+            self.notices.push(
+                "the address store is older than its newest reservation: leases that it lacks are taken from the \
+                 node's links and from cached results"
+                    .to_owned(),
+            );
+        }
+        if self.sees_links() {
+            if is_older || unfinished || self.sweep_is_due() {
+                self.compare(is_older)?;
             }
-            StoreOrigin::Fresh => self.rebuild(None)?,
-            StoreOrigin::Lost { why, kept } => self.rebuild(Some((why, kept)))?,
+        } else if is_older {
+            // Whoever opens it next may see the links.
+            return Ok(());
         }
         self.lock.record(self.pool.generation());
         Ok(())
+    }
+
+    fn say_mended(&mut self, notices: Vec<String>) {
+        self.notices
+            .extend(notices.into_iter().map(|notice| format!("the address store was mended: {notice}")));
     }
 
     /// What opening has to tell, in whole sentences; it is told once.
@@ -176,15 +183,14 @@ impl Engine {
     ) -> Result<T, Error> {
         let now = now()?;
         self.recover()?;
-        let mut batch =
-            Batch {
-                pool: &mut self.pool,
-                now,
-                changes: Vec::new(),
-                undo: Vec::new(),
-                durability,
-                unreadable: BTreeSet::new(),
-            };
+        let mut batch = Batch {
+            pool: &mut self.pool,
+            now,
+            changes: Vec::new(),
+            undo: Vec::new(),
+            durability,
+            unreadable: BTreeSet::new(),
+        };
         let done = operations(&mut batch);
         let Batch { changes, undo, durability, .. } = batch;
         if changes.is_empty() && (durability == Durability::Lazy || !self.is_lazy) {
@@ -320,16 +326,29 @@ impl Engine {
     /// # Errors
     /// The links cannot be read; the store.
     pub fn sweep(&mut self) -> Result<SweepPlan, Error> {
+        self.compare(false)
+    }
+
+    /// [`Engine::sweep`]; in doubt about the store also what libcni remembers is looked at.
+    fn compare(&mut self, in_doubt: bool) -> Result<SweepPlan, Error> {
         let (seen, links, mut netlink) = self.observe()?;
-        let found = rebuild::orphans(&self.pool, &links, &mut netlink, cached);
-        let plan = self.lazily(|batch| {
+        let mut found = rebuild::orphans(&self.pool, &links, &mut netlink, cached);
+        if in_doubt {
+            let remembered = rebuild::remembered(&self.pool, &found, &cached());
+            found.attachments.extend(remembered.attachments);
+            found.unknown.extend(remembered.unknown);
+        }
+        let (plan, notices) = self.lazily(|batch| {
             let plan = batch.pool.sweep(&seen, batch.now);
             batch.apply(plan.changes.clone());
-            if !found.is_empty() {
-                let adopted = batch.pool.rebuilt(&found.attachments, &found.unknown);
-                batch.apply(adopted.changes);
+            if found.is_empty() {
+                return (plan, Vec::new());
             }
-            plan
+            let given_up = batch.pool.give_up(&found.attachments, &found.unknown, &seen, batch.now);
+            batch.apply(given_up.changes);
+            let adopted = batch.pool.rebuilt(&found.attachments, &found.unknown);
+            batch.apply(adopted.changes);
+            (plan, [given_up.notices, adopted.notices].concat())
         })?;
         for attachment in &found.attachments {
             self.notices.push(format!(
@@ -337,6 +356,7 @@ impl Engine {
                 attachment.owner
             ));
         }
+        self.notices.extend(notices);
         // Its time of change is all that counts. If it cannot be written, the next process sweeps once more.
         let _ = File::create(self.dirs.swept());
         Ok(plan)
@@ -377,6 +397,21 @@ impl Engine {
 
     /// Fills a new store with what the node shows.
     fn rebuild(&mut self, lost: Option<(String, PathBuf)>) -> Result<(), Error> {
+        let store = self.dirs.store();
+        let what = lost.as_ref().map(|(why, kept)| {
+            format!(
+                "the address store {} could not be used ({why}) and is now kept as {}",
+                store.display(),
+                kept.display()
+            )
+        });
+        if !self.sees_links() {
+            // The store stays without a boot, and so to be rebuilt by whoever opens it next.
+            self.notices.extend(what.map(|what| {
+                format!("{what}: it is rebuilt by the next program that sees the node's interfaces")
+            }));
+            return Ok(());
+        }
         let failed = |e| Error::kernel("read the node's links to rebuild the address store", e);
         let mut netlink = Netlink::open().map_err(failed)?;
         let links = netlink.links().map_err(failed)?;
@@ -392,21 +427,21 @@ impl Engine {
         attachments.extend(remembered.attachments);
         unknown.extend(remembered.unknown);
         let from_cache = attachments.len() - from_links;
-        let notices = self.commit(
+        let boot = self.boot.clone();
+        // As one: a store that has a boot has been rebuilt.
+        let (mended, notices) = self.commit(
             |batch| {
+                let mended = batch.begin(&boot);
                 let adopted = batch.pool.rebuilt(&attachments, &unknown);
                 batch.apply(adopted.changes);
-                adopted.notices
+                (mended, adopted.notices)
             },
             Durability::Lasting,
         )?;
-        let store = self.dirs.store();
-        let what = match lost {
-            Some((why, kept)) => format!(
-                "the address store {} could not be used ({why}) and is now kept as {}",
-                store.display(),
-                kept.display()
-            ),
+        self.lock.record(self.pool.generation());
+        self.say_mended(mended);
+        let what = match what {
+            Some(what) => what,
             None if attachments.is_empty() && unknown.is_empty() => return Ok(()),
             None => format!("the address store {} was missing", store.display()),
         };
@@ -476,6 +511,14 @@ impl Batch<'_> {
     fn apply(&mut self, changes: Vec<Change>) {
         self.undo.push(self.pool.apply_undoable(changes.iter().cloned()));
         self.changes.extend(changes);
+    }
+
+    /// Makes the state that of this boot, and consistent; what was not.
+    fn begin(&mut self, boot: &str) -> Vec<String> {
+        self.apply(self.pool.new_boot(boot));
+        let mended = self.pool.mend();
+        self.apply(mended.changes);
+        mended.notices
     }
 
     fn must_last(&mut self) {

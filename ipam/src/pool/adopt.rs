@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use podwire_attach::{Attachment, NetworkId, Owner, OwnerId};
 
 use super::{GC_PASSES, Pool};
-use crate::{Adoption, Change, Hold, Lease, LeaseState, Origin};
+use crate::{Adoption, BootMillis, Change, Hold, Lease, LeaseState, Observation, Origin, Sight};
 
 impl Pool {
     /// Plans to take over a network from host-local: its leases and the last address given from each range set.
@@ -46,6 +46,40 @@ impl Pool {
                 .map(|(network, address)| Change::PutAddress(network, address, Hold::Unknown(GC_PASSES))),
         );
         adopted
+    }
+
+    /// Plans the end of leases whose interface is gone while `attachments` or interfaces of `unknown` owners, none of
+    /// which has a lease, have one of their addresses: the store is older than those, and what it says of the address
+    /// is past. To be applied before [`Pool::rebuilt`] of the same.
+    pub fn give_up(
+        &self,
+        attachments: &[Attachment],
+        unknown: &[(NetworkId, IpAddr)],
+        seen: &Observation,
+        now: BootMillis,
+    ) -> Adoption {
+        let claimed = attachments.iter().flat_map(|attachment| {
+            let network = NetworkId::of(&attachment.owner.network);
+            attachment.addresses.iter().map(move |address| (network, address.address.ip()))
+        });
+        let past: BTreeSet<OwnerId> = claimed
+            .chain(unknown.iter().copied())
+            .filter_map(|(network, address)| match self.hold(network, address.to_canonical()) {
+                Some(Hold::Leased(id)) => Some(id),
+                _ => None,
+            })
+            .collect();
+        let mut given_up = Adoption::default();
+        for lease in past.into_iter().filter_map(|id| self.lease(id)) {
+            if seen.of(lease) == Sight::Gone {
+                given_up.changes.extend(self.release(lease, now));
+                given_up.notices.push(format!(
+                    "{} has no interface, and another interface has an address of its lease, which has been ended",
+                    lease.attachment.owner
+                ));
+            }
+        }
+        given_up
     }
 
     fn adopt<'a>(&self, attachments: impl Iterator<Item = &'a Attachment>, origin: Origin) -> Adoption {

@@ -177,3 +177,41 @@ fn changes_applied_ahead_can_be_taken_back() {
     }
     assert_eq!(node.pool, before);
 }
+
+#[test]
+fn an_address_that_an_older_store_gives_to_a_dead_pod_is_the_live_pods() {
+    let mut node = Node::new(vec![set(&["10.0.0.0/29"])]);
+    let (before, alive) = (node.add("before"), node.add("alive"));
+    // What the store has forgotten: `before` went, its address rested and was given to `after`.
+    let sets = node.sets.clone();
+    let bare = |given: &str| given.parse::<ipnetwork::IpNetwork>().unwrap().ip();
+    let with = |container: &str, address: &str| {
+        let mut live = attachment(owner(container));
+        live.addresses = vec![pod_address(&sets, bare(address))];
+        live
+    };
+    let found = [with("after", &before)];
+    let seen = node.sees(&["alive", "after"]);
+
+    let given_up = node.pool.give_up(&found, &[], &seen, node.now);
+    assert_eq!(given_up.notices.len(), 1, "{:?}", given_up.notices);
+    node.commit(given_up.changes);
+    let adopted = node.pool.rebuilt(&found, &[]);
+    assert_eq!(adopted.notices, [""; 0]);
+    node.commit(adopted.changes);
+
+    assert!(node.lease("before").is_none());
+    let held = node.lease("after").expect("adopted").attachment.addresses.clone();
+    assert_eq!(held.iter().map(|address| address.address.to_string()).collect::<Vec<_>>(), [before.as_str()]);
+    // A live pod's address stays its own, whatever another interface claims.
+    let liar = [with("liar", &alive)];
+    assert_eq!(node.pool.give_up(&liar, &[], &seen, node.now).changes, []);
+
+    // The one of an unknown owner, the same.
+    node.del("after");
+    let address = bare(&node.add("forgotten"));
+    let unknown = [(NetworkId::of(NET), address)];
+    node.commit(node.pool.give_up(&[], &unknown, &seen, node.now).changes);
+    node.commit(node.pool.rebuilt(&[], &unknown).changes);
+    assert_eq!(node.pool.hold(NetworkId::of(NET), address), Some(Hold::Unknown(GC_PASSES)));
+}
