@@ -20,10 +20,10 @@ pub use agent::Agent;
 pub use steps::{Steps, at_once_for, each};
 
 use crate::error::{LabError, Result};
-use crate::node::{Lab, Node, NodeOptions, fault_dist_dir};
 use crate::plugin::{Answer, PluginCall};
 use crate::pod::Pod;
 use crate::process::{LIMIT, finish, program};
+use crate::{Lab, Node, NodeOptions, fault_dist_dir};
 
 /// The network's name.
 pub const NETWORK: &str = "net";

@@ -17,6 +17,7 @@ pub mod cri;
 mod error;
 pub mod faults;
 pub mod image;
+mod lab;
 mod netns;
 pub mod network;
 pub mod newer;
@@ -28,8 +29,9 @@ pub mod podwired;
 mod process;
 
 pub use error::{LabError, Result};
+pub use lab::Lab;
 pub use netns::Netns;
-pub use node::{Lab, Node, NodeOptions, dist_dir, fault_dist_dir};
+pub use node::{Node, NodeOptions, dist_dir, fault_dist_dir};
 pub use plugin::{Answer, PluginCall, uses_reference};
 pub use pod::Pod;
 pub use process::{Finished, LIMIT, finish, program, wait_for};

@@ -25,6 +25,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::Value;
 
 use crate::error::{LabError, Result};
+use crate::lab::{Lab, remove_cgroups};
 use crate::netns::{Netns, on_a_thread};
 use crate::pod::Pod;
 use crate::process::{Finished, LIMIT, finish, program};
@@ -54,61 +55,6 @@ pub fn fault_dist_dir() -> PathBuf {
 pub(crate) fn target_dir() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"))
-}
-
-/// A set of nodes with names of their own and a directory on a real disk, removed with the last of them.
-#[derive(Clone)]
-pub struct Lab(Arc<LabInner>);
-
-struct LabInner {
-    name: String,
-    dir: tempfile::TempDir,
-}
-
-impl Lab {
-    /// A lab. `name` shows in error messages and file names only: two labs may have the same.
-    ///
-    /// # Errors
-    /// If there is no room for its directory, or the caller is not root.
-    pub fn new(name: &str) -> Result<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            return Err(LabError::new("the tests make namespaces and mounts: run them as root"));
-        }
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("{name}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        // Not /tmp: that is often a tmpfs, and what is kept here is kept here for its fdatasync.
-        let dir = tempfile::Builder::new()
-            .prefix(&format!("podwire-{name}-"))
-            .tempdir_in("/var/tmp")
-            .map_err(LabError::because("make a directory in /var/tmp"))?;
-        Ok(Self(Arc::new(LabInner { name, dir })))
-    }
-
-    /// The lab's unique name: letters, digits and `-`.
-    pub fn name(&self) -> &str {
-        &self.0.name
-    }
-
-    /// Its directory on the machine's disk.
-    pub fn dir(&self) -> &Path {
-        self.0.dir.path()
-    }
-
-    /// A node with the default options.
-    ///
-    /// # Errors
-    /// See [`Lab::node_with`].
-    pub fn node(&self, name: &str) -> Result<Node> {
-        self.node_with(name, &NodeOptions::default())
-    }
-
-    /// A node.
-    ///
-    /// # Errors
-    /// If a namespace or a mount cannot be made; the message says which.
-    pub fn node_with(&self, name: &str, options: &NodeOptions) -> Result<Node> {
-        Node::create(self, name, options)
-    }
 }
 
 /// What a node may have that is not the default.
@@ -152,7 +98,7 @@ const INIT: &str = "mount -t proc proc /proc && ip link set lo up && echo ready 
 
 impl Node {
     #[expect(clippy::disallowed_methods, reason = "on a thread that ends")]
-    fn create(lab: &Lab, name: &str, options: &NodeOptions) -> Result<Self> {
+    pub(crate) fn create(lab: &Lab, name: &str, options: &NodeOptions) -> Result<Self> {
         let full = format!("{}-{name}", lab.name());
         let (netns, mounts, mut process) = on_a_thread(|| -> Result<_> {
             unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
@@ -405,28 +351,7 @@ impl Drop for Inner {
         anchor.leash = None;
         // Init ends when its input does; the kernel then ends the rest of the node before unshare's wait returns.
         let _ = anchor.process.wait();
-        remove_cgroups(&self.name);
-    }
-}
-
-/// Removes the control groups that a runtime made for this node's pods and left: empty directories named
-/// after the node, in each hierarchy.
-fn remove_cgroups(name: &str) {
-    fn remove(dir: &Path) {
-        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                remove(&entry.path());
-            }
-        }
-        let _ = fs::remove_dir(dir);
-    }
-    let root = Path::new("/sys/fs/cgroup");
-    let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
-    for hierarchy in hierarchies.chain([root.to_owned()]) {
-        let dir = hierarchy.join(name);
-        if dir.is_dir() {
-            remove(&dir);
-        }
+        remove_cgroups(|name| name == self.name);
     }
 }
 

@@ -1,8 +1,9 @@
 //! The harness itself, tried with Debian's reference plugins where a plugin is needed.
 
+use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use podwire_netns_tests::{Lab, LabError, PluginCall, Result, program, wait_for};
@@ -64,6 +65,34 @@ fn nothing_of_a_node_outlives_it() -> Result<()> {
     drop(lab);
     assert!(!dir.exists());
     Ok(())
+}
+
+#[test]
+fn nothing_of_a_node_outlives_a_killed_test() -> Result<()> {
+    // The demonstration stands in for a test: it has a node with a containerd and pods.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_podwire-demo"));
+    let mut demo =
+        command.stdout(Stdio::piped()).spawn().map_err(LabError::because("start the demonstration"))?;
+    let printed = demo.stdout.take().ok_or_else(|| LabError::new("no output"))?;
+    let mut lines = BufReader::new(printed).lines();
+    assert!(
+        lines.any(|line| line.is_ok_and(|line| line.contains("client"))),
+        "the demonstration ran no pods"
+    );
+    let inside = descendants(demo.id());
+    assert!(inside.len() > 5, "a node, podwired, containerd, shims, pods: {inside:?}");
+    demo.kill().and_then(|()| demo.wait()).map_err(LabError::because("kill the demonstration"))?;
+    let alive = || inside.iter().filter(|pid| Path::new(&format!("/proc/{pid}")).exists()).count();
+    assert!(wait_for(Duration::from_secs(10), || alive() == 0), "{} of {inside:?} live on", alive());
+    Ok(())
+}
+
+/// The processes that a process started, and those that they did.
+fn descendants(of: u32) -> Vec<u32> {
+    let read = std::fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
+    let children: Vec<u32> = read.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
+    let below = children.iter().flat_map(|child| descendants(*child));
+    below.chain(children.iter().copied()).collect()
 }
 
 #[test]
