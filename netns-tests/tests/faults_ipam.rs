@@ -6,7 +6,9 @@ use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use podwire_netns_tests::faults::{Agent, BRIDGE, GATEWAY, NETWORK, Site, addresses, network, pool};
+use podwire_netns_tests::faults::{
+    Agent, BRIDGE, GATEWAY, NETWORK, Site, addresses, at_once_for, network, pool,
+};
 use podwire_netns_tests::{LIMIT, LabError, Node, PluginCall, Pod, Result, program, wait_for};
 use serde_json::{Value, json};
 
@@ -118,30 +120,40 @@ fn an_add_that_is_undone_takes_the_bridge_along_that_it_made_and_no_other() -> R
 
 #[test]
 fn adds_that_are_undone_beside_adds_that_are_not_do_not_take_their_bridge() -> Result<()> {
-    let site = Site::new("undone-beside")?;
-    let config = pool(40);
-    let mut pods = site.pods("p", 24)?;
-    for pod in pods.iter().step_by(2) {
-        run_in(pod, "ip link add eth0 type bridge")?;
-    }
-    let answers = podwire_netns_tests::faults::at_once_for(&pods, 24, |pod| {
-        site.call("ADD", pod, &config).run(site.node())
-    });
-    for (number, answer) in answers.into_iter().enumerate() {
-        let answer = answer?;
-        if number % 2 == 0 {
-            assert_eq!(answer.error()?.0, 105, "{answer:?}");
-        } else {
-            let result = answer.ok()?;
-            site.check(&pods[number], &config, &result)?.ok()?;
-            pods[number].ping(parse(GATEWAY)?)?;
+    // With the agent they are really at once: without it, they take turns at the store.
+    for with_agent in [false, true, true, true] {
+        let site = Site::new("undone-beside")?;
+        let agent = if with_agent { Some(site.agent()?) } else { None };
+        let config = pool(40);
+        let pods = site.pods("p", 24)?;
+        for pod in pods.iter().step_by(2) {
+            run_in(pod, "ip link add eth0 type bridge")?;
         }
+        let answers = at_once_for(&pods, 24, |pod| site.call("ADD", pod, &config).run(site.node()));
+        let mut attached = Vec::new();
+        for ((number, pod), answer) in pods.iter().enumerate().zip(answers) {
+            let answer = answer?;
+            if number % 2 == 0 {
+                assert_eq!(answer.error()?.0, 105, "{answer:?}");
+            } else {
+                attached.push((pod, answer.ok()?));
+            }
+        }
+        let works = |(pod, result): &(&Pod, Value)| -> Result<()> {
+            site.check(pod, &config, result)?.ok()?;
+            pod.ping(parse(GATEWAY)?).map(drop)
+        };
+        for done in at_once_for(&attached, 12, works) {
+            done?;
+        }
+        assert_eq!(site.leases()?.len(), 12);
+        for deleted in at_once_for(&pods, 8, |pod| site.del(pod, &config)) {
+            deleted?;
+        }
+        site.assert_nothing_left()?;
+        agent.map_or(Ok(()), Agent::stop)?;
     }
-    assert_eq!(site.leases()?.len(), 12);
-    for pod in pods.drain(..) {
-        site.del(&pod, &config)?;
-    }
-    site.assert_nothing_left()
+    Ok(())
 }
 
 // -- host-local, there and back --

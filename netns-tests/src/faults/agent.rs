@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::{SOCKET, Site};
+use crate::Node;
 use crate::error::{LabError, Result};
-use crate::node::Node;
 use crate::process::wait_for;
 
 /// A `podwired` that a test may kill, freeze or have killed at a step.

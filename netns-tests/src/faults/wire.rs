@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::Node;
 use crate::error::{LabError, Result};
-use crate::node::Node;
 
 /// A client.
 pub struct Client(UnixStream);
