@@ -1,6 +1,7 @@
 //! Plans carried out, and the kernel looked at. No choices are made here.
 
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use podwire_kernel::addr::{self, Address};
@@ -359,17 +360,32 @@ impl Work<'_, '_> {
 
     /// Tells the neighbours whose the addresses are now: whoever remembers an earlier pod's MAC address would go on
     /// sending to it for up to half a minute. What the kernel announces as the interface comes up (arp_notify) is lost,
-    /// because the bridge's port does not pass frames yet; so the port is told to, and setting the MAC address, though it
-    /// is the same, makes the kernel announce again, IPv6 addresses too (ndisc_notify).
+    /// because the bridge's port does not pass frames yet. Setting the MAC address, though it is the same, makes
+    /// the kernel announce again, IPv6 addresses too (ndisc_notify).
     fn announce(&mut self) {
         let Some(pod) = self.pod else { return };
-        let passing = LinkChange { forwarding: true, ..LinkChange::default() };
-        let again = LinkChange { mac: Some(self.wanted.mac), ..LinkChange::default() };
-        // A bridge that speaks STP lets nothing pass for many seconds: then the neighbours find out by themselves.
-        let open = self.places.host.apply(&link::change(LinkRef::Index(pod.host_index), &passing));
-        if open.is_ok() {
+        if self.is_passing(pod.host_index) {
+            let again = LinkChange { mac: Some(self.wanted.mac), ..LinkChange::default() };
+            // A pod that nobody was told of is found all the same, if late.
             let _ = self.places.inside.apply(&link::change(LinkRef::Index(pod.index), &again));
         }
+    }
+
+    /// Whether the bridge's port passes frames: it does once the kernel's link watch has seen its carrier. Since Linux
+    /// 6.8 reading the link makes it look; before, that takes a millisecond.
+    fn is_passing(&mut self, host_index: u32) -> bool {
+        const LOOKS: u32 = 5;
+        const PAUSE: Duration = Duration::from_millis(1);
+        for _ in 0..LOOKS {
+            match self.places.host.link(LinkRef::Index(host_index)) {
+                Ok(Some(link)) if link.flags.running => return true,
+                Ok(Some(_)) => {}
+                _ => return false,
+            }
+            #[expect(clippy::disallowed_methods, reason = "the kernel's work queue; polled, bounded")]
+            std::thread::sleep(PAUSE);
+        }
+        false
     }
 }
 

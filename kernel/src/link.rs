@@ -11,9 +11,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet, AfSpecInet6, AfSpecUnspec, BridgePortState, In6AddrGenMode, InfoBridge, InfoBridgePort,
-    InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask,
-    LinkFlags as Iff, LinkInfo, LinkMessage,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind,
+    InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags as Iff, LinkInfo,
+    LinkMessage,
 };
 
 use crate::mac::MacAddr;
@@ -225,10 +225,6 @@ pub struct LinkChange {
     pub isolated: Option<bool>,
     /// See [`BridgePort::mcast_flood`].
     pub mcast_flood: Option<bool>,
-    /// Let a bridge's port pass frames at once. By itself it does so some time after it has a carrier, when the
-    /// kernel's link watch comes round, and drops what comes before. Refused without a carrier (ENETDOWN) and where
-    /// the bridge speaks STP (EBUSY).
-    pub forwarding: bool,
     /// See [`BridgeState::mcast_snooping`]; for a bridge.
     pub mcast_snooping: Option<bool>,
     /// See [`BridgeState::mcast_querier`]; for a bridge.
@@ -370,7 +366,6 @@ fn push_link_info(message: &mut LinkMessage, change: &LinkChange) {
     port.extend(change.hairpin.map(InfoBridgePort::HairpinMode));
     port.extend(change.isolated.map(InfoBridgePort::Isolated));
     port.extend(change.mcast_flood.map(InfoBridgePort::MulticastFlood));
-    port.extend(change.forwarding.then_some(InfoBridgePort::State(BridgePortState::Forwarding)));
     if !port.is_empty() {
         info.push(LinkInfo::PortKind(InfoPortKind::Bridge));
         info.push(LinkInfo::PortData(InfoPortData::BridgePort(port)));
