@@ -9,6 +9,7 @@ use podwire_kernel::link::{self, AddrGenMode, BridgeSpec, Link, LinkChange, Link
 use podwire_kernel::route::{self, Nexthop, Route, RouteFilter};
 use podwire_kernel::{Error, Family, MacAddr, Netlink, Netns, Request, sysctl};
 
+use crate::alias;
 use crate::drift::{HostEnd, ObservedAttachment, PodEnd};
 use crate::plan::{
     BridgeAddress, Conflict, Forwarding, Observed, ObservedBridge, PodRoute, Step, Wanted, host_mac, plan,
@@ -69,8 +70,8 @@ pub struct Places<'a> {
 }
 
 /// Makes the attachment: the bridge as far as it is needed, the veth, the pod's interface. `observed` is how the
-/// node looked a moment ago. `alone` says whether nobody else is making an attachment on this node right now; it is asked only before something
-/// shared (the bridge, forwarding) is taken back.
+/// node looked a moment ago. `alone` says whether nobody else is making an attachment on this node right now; it is
+/// asked only before something shared (the bridge, forwarding) is taken back.
 ///
 /// # Errors
 /// See [`AttachError`]. What was done before the failure has been undone, in reverse, the failed step too.
@@ -89,8 +90,12 @@ pub fn attach(
             None => observe_node(places.host, &wanted.bridge.name)?,
         };
         let steps = plan(wanted, &observed)?;
-        let mut work =
-            Work { places: &mut *places, wanted, bridge: observed.bridge, pod: None, done: Vec::new() };
+        let newest = match steps.iter().any(Step::is_shared) {
+            true => newest_link(places.host)?,
+            false => 0,
+        };
+        let bridge = observed.bridge;
+        let mut work = Work { places: &mut *places, wanted, bridge, pod: None, newest, done: Vec::new() };
         match work.run(&steps) {
             Ok(()) => return work.attached(),
             Err(Failure { error, raced }) => {
@@ -134,7 +139,13 @@ struct Work<'w, 'p> {
     wanted: &'w Wanted,
     bridge: Option<ObservedBridge>,
     pod: Option<MadePod>,
+    /// The highest index of a link before the first step: whatever is above came later.
+    newest: u32,
     done: Vec<Step>,
+}
+
+fn newest_link(host: &mut Netlink) -> Result<u32, Error> {
+    Ok(host.links()?.iter().map(|link| link.index).max().unwrap_or(0))
 }
 
 impl Work<'_, '_> {
@@ -161,7 +172,7 @@ impl Work<'_, '_> {
         let mut failures = Vec::new();
         let mut shared = None;
         for undo in std::mem::take(&mut self.done).iter().rev().filter_map(Step::undo) {
-            if undo.is_shared() && !*shared.get_or_insert_with(alone) {
+            if undo.is_shared() && !*shared.get_or_insert_with(|| alone() && self.is_unused()) {
                 continue;
             }
             step("undo");
@@ -170,6 +181,18 @@ impl Work<'_, '_> {
             }
         }
         failures
+    }
+
+    /// Whether no pod has been attached since this attachment began: it would rely on what this one made for all, and
+    /// its ADD may have ended already.
+    fn is_unused(&mut self) -> bool {
+        let bridge = self.bridge.as_ref().map(|bridge| bridge.index);
+        let is_pod = |link: &Link| {
+            let in_bridge = link.controller.is_some() && link.controller == bridge;
+            link.index > self.newest && (in_bridge || link.alias.as_deref().and_then(alias::parse).is_some())
+        };
+        // What cannot be seen is taken to be there.
+        self.places.host.links().is_ok_and(|links| !links.iter().any(is_pod))
     }
 
     fn step(&mut self, planned: &Step) -> Result<(), Failure> {
@@ -191,12 +214,12 @@ impl Work<'_, '_> {
                     return Err(Failure { error: error.into(), raced });
                 }
                 self.bridge = bridge_of(self.places.host, &bridge.name)?;
-                // A router advertisement from a pod must not configure the node.
-                refuse_router_advertisements(&bridge.name)?;
             }
             Step::RemoveBridge(name) => self.remove_bridge(name)?,
             Step::SetBridgeUp(name, up) => {
                 step("bridge-up");
+                // Here, not where the bridge is made: an ADD may have been killed between.
+                refuse_router_advertisements(name)?;
                 let change = LinkChange { up: Some(*up), ..LinkChange::default() };
                 self.on_bridge(|_| link::change(LinkRef::Name(name), &change))?;
             }

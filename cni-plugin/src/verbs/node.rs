@@ -122,6 +122,11 @@ impl BridgeUse {
 
     /// Whether no other ADD is at work now; then none begins before this lock is dropped.
     pub(super) fn is_alone(&self) -> bool {
-        self.0.relock(FlockArg::LockExclusiveNonblock).is_ok()
+        if self.0.relock(FlockArg::LockExclusiveNonblock).is_ok() {
+            return true;
+        }
+        // flock(2): the shared lock is lost by the attempt, and this ADD may go on to try again.
+        let _ = self.0.relock(FlockArg::LockShared);
+        false
     }
 }
