@@ -49,6 +49,7 @@ fn open(dirs: &Dirs, vantage: Vantage) -> (usize, Vec<String>) {
 }
 
 /// A pod, and directories in which leases and links have just been compared.
+#[expect(clippy::unwrap_used, reason = "a directory of a test")]
 fn pod_and_dirs(root: &std::path::Path) -> (Owner, Dirs) {
     let dirs = Dirs::new(root.join("state"), root.join("run"));
     fs::create_dir_all(&dirs.state).unwrap();

@@ -96,6 +96,11 @@ enum Schema {
 }
 
 fn try_open(path: &Path) -> Result<(Open, Vec<Change>, Schema), Trouble> {
+    // sled does not notice when it can start no thread, and waits for the work of none for ever.
+    thread::Builder::new()
+        .spawn(|| ())
+        .and_then(|thread| thread.join().map_err(|_| io::ErrorKind::Other.into()))
+        .map_err(|source| Trouble::Fatal(Error::io("start a thread for", path, source)))?;
     let give_up = Instant::now() + SLED_LOCK_WAIT;
     loop {
         // sled prints nothing itself; the default hook would print its panics.
