@@ -13,7 +13,7 @@ use podwire_attach::step::step;
 use podwire_ipam::{Dirs, Engine, Lock, Vantage};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{LocalSet, spawn_local};
 
 use crate::links::Links;
@@ -43,8 +43,9 @@ pub(crate) fn run(dirs: &Dirs) -> Result<(), String> {
     }
     let leases = engine.pool().leases().count();
     let (unfinished, to_finish) = mpsc::unbounded_channel();
-    let (writer, thread) =
-        Writer::start(engine, unfinished).map_err(|error| format!("cannot start a thread: {error}"))?;
+    let (ended, writer_ended) = oneshot::channel();
+    let (writer, thread) = Writer::start(engine, unfinished, ended)
+        .map_err(|error| format!("cannot start a thread: {error}"))?;
     let socket = socket.publish()?;
     drop(wanted);
     step("agent-serves");
@@ -54,7 +55,7 @@ pub(crate) fn run(dirs: &Dirs) -> Result<(), String> {
         let service = Service { writer: writer.clone(), links: links.clone() };
         spawn_local(links.listen(events));
         spawn_local(serve::finish(service.clone(), to_finish));
-        serve_until_told(socket, service).await
+        serve_until_told(socket, service, writer_ended).await
     });
     // Also after a failure: what was answered is to last.
     writer.send(Task::Stop);
@@ -64,7 +65,11 @@ pub(crate) fn run(dirs: &Dirs) -> Result<(), String> {
     Ok(())
 }
 
-async fn serve_until_told(socket: Published, service: Service) -> Result<(), String> {
+async fn serve_until_told(
+    socket: Published,
+    service: Service,
+    writer_ended: oneshot::Receiver<()>,
+) -> Result<(), String> {
     let failed = |error: io::Error| format!("cannot serve: {error}");
     let mut signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
     let [Ok(terminate), Ok(interrupt)] = &mut signals else { return Err("cannot hear signals".to_owned()) };
@@ -76,6 +81,8 @@ async fn serve_until_told(socket: Published, service: Service) -> Result<(), Str
     tokio::select! {
         () = &mut serving => {}
         () = told(terminate, interrupt) => {}
+        // The lock went with it: an agent that answered on without it would keep all pods from starting.
+        _ = writer_ended => tracing::error!("the thread that writes the store has failed"),
     }
     tracing::info!("ending");
     notify::stopping();

@@ -15,7 +15,7 @@ use podwire_attach::{Owner, step::step};
 use podwire_kernel::events::{Event, Events, Topics};
 use podwire_kernel::link::{Link, LinkRef};
 use podwire_kernel::{Netlink, detached};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// How many removals wait in the kernel at once; each takes two threads.
 const AT_ONCE: usize = 64;
@@ -30,6 +30,9 @@ struct Inner {
     waiting: RefCell<BTreeMap<u32, Vec<Waiter>>>,
     slots: Arc<Semaphore>,
 }
+
+/// A place among those that remove links, given back when it is dropped.
+pub(crate) struct Slot(#[expect(dead_code, reason = "held for its drop")] Option<OwnedSemaphorePermit>);
 
 struct Waiter {
     name: String,
@@ -101,20 +104,34 @@ impl Links {
         });
     }
 
-    /// Removes an owner's link. Returns when it is gone; at once if there is none, or one that is not the owner's.
-    pub(crate) async fn remove(&self, owner: &Owner) -> Result<(), podwire_kernel::Error> {
-        // A slot first: what waits for one has nothing registered. The semaphore is never closed.
-        let slot = Arc::clone(&self.0.slots).acquire_owned().await.ok();
+    /// Whether a place among those that remove links is to be waited for.
+    pub(crate) fn is_full(&self) -> bool {
+        self.0.slots.available_permits() == 0
+    }
+
+    /// Waits for such a place. What waits for one has looked at nothing yet.
+    pub(crate) async fn slot(&self) -> Slot {
+        // It is never closed.
+        Slot(Arc::clone(&self.0.slots).acquire_owned().await.ok())
+    }
+
+    /// An owner's link, as it is now; none if there is none, or one that is not the owner's.
+    pub(crate) fn find(&self, owner: &Owner) -> Result<Option<Box<Link>>, podwire_kernel::Error> {
         // By the name at this moment: an index may be another link's by the time a request is carried out, and runtimes
         // use a container's id again.
-        let found = removal::find(&mut self.0.netlink.borrow_mut(), owner)?;
-        let Found::Ours(link) = found else {
-            if let Found::Foreign(link) = found {
+        match removal::find(&mut self.0.netlink.borrow_mut(), owner)? {
+            Found::Ours(link) => Ok(Some(link)),
+            Found::Foreign(link) => {
                 tracing::warn!(link = link.name, %owner, "left a link of the owner's name that is not podwire's");
+                Ok(None)
             }
-            return Ok(());
-        };
-        let gone = self.wait_for(&link);
+            Found::Missing => Ok(None),
+        }
+    }
+
+    /// Removes a link. Returns when it is gone.
+    pub(crate) async fn remove(&self, slot: Slot, link: &Link) -> Result<(), podwire_kernel::Error> {
+        let gone = self.wait_for(link);
         let (done, answered) = oneshot::channel();
         step("dellink");
         detached::delete_link(link.index, &link.name, move |result| {
@@ -123,9 +140,17 @@ impl Links {
         })?;
         let answered = async {
             match answered.await {
-                Err(_) | Ok(Ok(())) => Ok(()),
+                Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) if error.is_missing() => Ok(()),
                 Ok(Err(error)) => Err(error),
+                // Nobody knows whether the link is gone.
+                Err(_) => Err(podwire_kernel::Error {
+                    op: "delete link",
+                    object: link.name.clone(),
+                    errno: nix::errno::Errno::EIO as i32,
+                    detail: Some("the thread that was to do it has failed".to_owned()),
+                    index: None,
+                }),
             }
         };
         tokio::select! {

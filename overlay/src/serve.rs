@@ -1,7 +1,6 @@
 //! The socket: one task for each client.
 
 use std::io;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,11 +15,12 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use crate::links::Links;
-use crate::writer::{Reply, Task, Writer};
+use crate::links::{Links, Slot};
+use crate::writer::{Reply, Task, Writer, has_hung_up};
 
-/// How many clients are served at once; more wait in the socket's queue. A node starts some dozens of pods at once.
-const CLIENTS: usize = 1024;
+/// How many clients are served at once; more wait in the socket's queue. A node starts some dozens of pods at once, and
+/// each takes one of the 1,024 files that a process may have open.
+const CLIENTS: usize = 512;
 
 /// How long a client may be silent between two requests: an ADD under another plugin may take minutes.
 const SILENCE: Duration = Duration::from_secs(600);
@@ -36,20 +36,25 @@ pub(crate) struct Service {
 
 /// Accepts clients until `ending` says so, then waits for the answers that are due.
 pub(crate) async fn serve(listener: UnixListener, service: Service, mut ending: watch::Receiver<bool>) {
-    let clients = Rc::new(Semaphore::new(CLIENTS));
+    let clients = Arc::new(Semaphore::new(CLIENTS));
     // Held by each client's task; it is closed when the last has ended.
     let (alive, mut all_gone) = mpsc::channel::<()>(1);
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let next = async {
+            // The place first. It is never closed.
+            let place = Arc::clone(&clients).acquire_owned().await.ok();
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            next = next => next,
             _ = ending.wait_for(|ends| *ends) => break,
         };
         match accepted {
             Ok((stream, _)) if is_allowed(&stream) => {
                 let (service, ending) = (service.clone(), ending.clone());
-                let (clients, alive) = (Rc::clone(&clients), alive.clone());
+                let alive = alive.clone();
                 spawn_local(async move {
-                    let _slot = clients.acquire().await;
+                    let _place = place;
                     client(Arc::new(stream), service, ending).await;
                     drop(alive);
                 });
@@ -152,25 +157,50 @@ async fn carry_out(op: Op, stream: &Arc<UnixStream>, service: &Service) -> Optio
         Op::Delete { owner } => Some(owner.clone()),
         _ => None,
     };
+    // Before anything is begun: who has waited for it and is gone will ask again, and the link that would be found
+    // then may be that of the owner's next ADD.
+    let slot = match owner {
+        Some(_) => {
+            let waits = service.links.is_full();
+            let slot = service.links.slot().await;
+            if waits && has_hung_up(stream) {
+                return None;
+            }
+            Some(slot)
+        }
+        None => None,
+    };
     let reply = match service.writer.run(op, stream).await {
         Ok(reply) => reply,
         Err(failure) => return Some(Err(failure)),
     };
-    Some(match (reply, owner) {
+    Some(match (reply, owner.zip(slot)) {
         (Reply::Answer(answer), _) => Ok(answer),
-        (Reply::Begun(lease), Some(owner)) => delete(service, &owner, lease).await.map(Answer::Deletion),
+        (Reply::Begun(lease), Some((owner, slot))) => {
+            delete(service, &owner, slot, lease).await.map(Answer::Deletion)
+        }
         (Reply::Gc(plan), _) => gc(service, *plan).await,
         (Reply::ClientGone, _) | (Reply::Begun(_), None) => return None,
     })
 }
 
 /// The rest of a DEL, after it has been recorded.
-async fn delete(service: &Service, owner: &Owner, lease: Option<Box<Lease>>) -> Result<Deletion, Failure> {
+async fn delete(
+    service: &Service,
+    owner: &Owner,
+    slot: Slot,
+    lease: Option<Box<Lease>>,
+) -> Result<Deletion, Failure> {
     // The interface of such a lease is another plugin's.
     if lease.as_ref().is_some_and(|lease| lease.attachment.link.is_none()) {
         return Ok(Deletion::Remove(lease));
     }
-    match service.links.remove(owner).await {
+    let removed = match service.links.find(owner) {
+        Ok(Some(link)) => service.links.remove(slot, &link).await,
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    match removed {
         Ok(()) => {
             if let Some(lease) = &lease {
                 // Queued before the answer, so carried out before whatever the client asks next.
@@ -208,11 +238,27 @@ pub(crate) async fn finish(service: Service, mut unfinished: mpsc::UnboundedRece
         if lease.attachment.link.is_none() {
             continue;
         }
-        let owner = lease.attachment.owner.clone();
-        tracing::info!(%owner, "finishing a DEL that was begun");
         // What fails is found again by the next sweep.
-        let _ = delete(&service, &owner, Some(Box::new(lease))).await;
+        if let Err(error) = finish_one(&service, &lease).await {
+            tracing::error!(owner = %lease.attachment.owner, %error, "cannot remove a link; its lease stays");
+        }
     }
+}
+
+async fn finish_one(service: &Service, lease: &Lease) -> Result<(), podwire_kernel::Error> {
+    let owner = &lease.attachment.owner;
+    let slot = service.links.slot().await;
+    let link = service.links.find(owner)?;
+    // In this order: a lease that is `Deleting` after the link was found has had no ADD since, so the link is its own.
+    if !service.writer.is_deleting(lease).await {
+        return Ok(());
+    }
+    tracing::info!(%owner, "finishing a DEL that was begun");
+    if let Some(link) = link {
+        service.links.remove(slot, &link).await?;
+    }
+    service.writer.send(Task::Finish(vec![(owner.id(), lease.generation)]));
+    Ok(())
 }
 
 /// The body of the next frame; `None` at the end.
@@ -298,3 +344,6 @@ fn name(op: &Op) -> &'static str {
         Op::Extras { .. } => "extras",
     }
 }
+
+#[cfg(test)]
+mod tests;

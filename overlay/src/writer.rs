@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use podwire_attach::{OwnerId, step::step};
 use podwire_ipam::service::{Answer, Failure, Op};
-use podwire_ipam::{Batch, Engine, Error, GcPlan, Lease};
+use podwire_ipam::{Batch, Engine, Error, GcPlan, Lease, LeaseState};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
@@ -38,6 +38,8 @@ pub(crate) enum Task {
     },
     /// The interfaces of these leases are gone.
     Finish(Vec<(OwnerId, u64)>),
+    /// Whether that lease, of that generation, is still to be ended.
+    IsDeleting(OwnerId, u64, oneshot::Sender<bool>),
     /// Carry out what is queued before it, and end.
     Stop,
 }
@@ -59,13 +61,16 @@ pub(crate) enum Reply {
 pub(crate) struct Writer(Sender<Task>);
 
 impl Writer {
-    /// Starts the thread. Leases that a sweep finds half deleted go to `unfinished`.
+    /// Starts the thread. Leases that a sweep finds half deleted go to `unfinished`; `ended` is dropped when it ends,
+    /// however it does.
     pub(crate) fn start(
         engine: Engine,
         unfinished: tokio::sync::mpsc::UnboundedSender<Lease>,
+        ended: oneshot::Sender<()>,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (sender, tasks) = channel();
         let thread = thread::Builder::new().name("writer".to_owned()).spawn(move || {
+            let _ended = ended;
             State { engine, unfinished, next_sweep: Instant::now(), lazy_since: None }.run(&tasks)
         })?;
         Ok((Self(sender), thread))
@@ -79,6 +84,13 @@ impl Writer {
             let msg = "the agent is about to end: try again".to_owned();
             Err(Failure { code: "busy".to_owned(), msg, retry: true, refusal: None, stale: None })
         })
+    }
+
+    /// Whether a lease that was found half deleted still is: its owner's next ADD may have come.
+    pub(crate) async fn is_deleting(&self, lease: &Lease) -> bool {
+        let (answer, heard) = oneshot::channel();
+        self.send(Task::IsDeleting(lease.attachment.owner.id(), lease.generation, answer));
+        heard.await.unwrap_or(false)
     }
 
     /// Queues a task.
@@ -173,6 +185,13 @@ impl State {
                         waiting.push(Waiting { answer, result });
                     }
                     Task::Op { op, answer, .. } => reads.push((op, answer)),
+                    Task::IsDeleting(owner, generation, answer) => {
+                        let lease = batch.pool().lease(owner);
+                        let is = lease.is_some_and(|lease| {
+                            lease.generation == generation && lease.state == LeaseState::Deleting
+                        });
+                        let _ = answer.send(is);
+                    }
                     Task::Stop => {}
                 }
             }
@@ -289,7 +308,7 @@ fn plan(batch: &mut Batch<'_>, op: Op, client: &UnixStream) -> Result<Reply, Err
 }
 
 /// Whether the other end is closed.
-fn has_hung_up(client: &UnixStream) -> bool {
+pub(crate) fn has_hung_up(client: &UnixStream) -> bool {
     let mut fds = [PollFd::new(client.as_fd(), PollFlags::empty())];
     let hung_up = PollFlags::POLLHUP | PollFlags::POLLERR;
     poll(&mut fds, PollTimeout::ZERO)

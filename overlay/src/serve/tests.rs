@@ -1,0 +1,108 @@
+//! What the agent finishes, and for whom.
+
+use std::os::fd::AsFd;
+
+use nix::sched::{CloneFlags, unshare};
+use podwire_attach::{Attachment, alias};
+use podwire_ipam::{Dirs, Engine, Lock, Reserve, Vantage};
+use podwire_kernel::link::{self, LinkChange, LinkRef, VethSpec};
+use podwire_kernel::{Netlink, Netns};
+use tokio::sync::oneshot;
+use tokio::task::LocalSet;
+
+use super::*;
+
+fn owner() -> Owner {
+    Owner { network: "n".into(), container: "c".into(), ifname: "eth0".into() }
+}
+
+fn reserve() -> Reserve {
+    let owner = owner();
+    let attachment = Attachment {
+        link: Some(owner.link_name()),
+        owner,
+        addresses: Vec::new(),
+        mac: None,
+        bridge: None,
+        netns: String::new(),
+        netns_identity: None,
+        pod: None,
+        runtime: None,
+    };
+    Reserve { attachment, sets: Vec::new(), requested: Vec::new(), quarantine_ms: 0, import_dir: None }
+}
+
+fn make_link() {
+    let (here, name) = (Netns::current().unwrap(), owner().link_name());
+    let spec = VethSpec {
+        name: &name,
+        mtu: None,
+        mac: None,
+        controller: None,
+        group: None,
+        peer_name: "peer",
+        peer_netns: here.as_fd(),
+        peer_mac: None,
+    };
+    let alias = LinkChange { alias: Some(alias::format(&owner(), &[])), ..LinkChange::default() };
+    let mut requests = vec![link::create_veth(&spec)];
+    requests.extend(link::change(LinkRef::Name(&name), &alias));
+    Netlink::open().unwrap().apply(&requests).expect("CAP_NET_ADMIN");
+}
+
+fn is_there() -> bool {
+    Netlink::open().unwrap().link(LinkRef::Name(&owner().link_name())).unwrap().is_some()
+}
+
+/// Runs `work` as the agent's one thread, in a network namespace of its own, on an owner whose DEL has begun.
+fn with_agent<F: Future<Output = ()>>(work: impl FnOnce(Service, Lease) -> F + Send) {
+    #[expect(clippy::disallowed_methods, reason = "the thread ends with its namespace")]
+    let inside = || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("CAP_SYS_ADMIN");
+        let root = tempfile::tempdir().unwrap();
+        let dirs = Dirs::new(root.path().join("state"), root.path().join("run"));
+        let (lock, _wanted) = Lock::wait(&dirs).unwrap();
+        let mut engine = Engine::open(&dirs, lock, Vantage::Apart).unwrap();
+        engine.reserve(&reserve()).unwrap();
+        make_link();
+        let lease = engine.begin_delete(&owner()).unwrap().expect("it has a lease");
+
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (links, events) = {
+            let _inside = runtime.enter();
+            Links::open().unwrap()
+        };
+        let (unfinished, _found) = mpsc::unbounded_channel();
+        let (ended, writer_ended) = oneshot::channel();
+        let (writer, thread) = Writer::start(engine, unfinished, ended).unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            spawn_local(links.clone().listen(events));
+            work(Service { writer: writer.clone(), links }, lease).await;
+            writer.send(Task::Stop);
+            timeout(DEADLINE, writer_ended).await.expect("the thread's end is heard of").unwrap_err();
+        });
+        thread.join().unwrap();
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join().unwrap());
+}
+
+#[test]
+fn a_del_that_died_is_finished() {
+    with_agent(|service, lease| async move {
+        finish_one(&service, &lease).await.unwrap();
+        assert!(!is_there());
+        assert!(!service.writer.is_deleting(&lease).await, "the lease has ended");
+    });
+}
+
+#[test]
+fn a_del_that_died_is_not_finished_after_the_owners_next_add() {
+    with_agent(|service, lease| async move {
+        // Its interface is made anew under the same name, before the agent comes to the DEL that it has found.
+        let (client, _other_end) = UnixStream::pair().unwrap();
+        let again = service.writer.run(Op::Reserve(Box::new(reserve())), &Arc::new(client)).await;
+        assert!(matches!(again, Ok(Reply::Answer(Answer::Grant(_)))));
+        finish_one(&service, &lease).await.unwrap();
+        assert!(is_there());
+    });
+}
