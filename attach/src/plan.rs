@@ -253,13 +253,15 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Result<Vec<Step>, Conflict>
         }
     }
     let attachment = &wanted.attachment;
-    let addresses: Vec<IpNetwork> = attachment.addresses.iter().map(|a| a.address).collect();
-    steps.push(Step::CreateVeth {
-        name: attachment.owner.link_name(),
-        alias: alias::format(&attachment.owner, &addresses),
-    });
+    steps.push(Step::CreateVeth { name: attachment.owner.link_name(), alias: link_alias(attachment) });
     steps.push(Step::ConfigurePod);
     Ok(steps)
+}
+
+/// The alias of the attachment's host link: it names the owner and all addresses.
+pub fn link_alias(attachment: &Attachment) -> String {
+    let addresses: Vec<IpNetwork> = attachment.addresses.iter().map(|a| a.address).collect();
+    alias::format(&attachment.owner, &addresses)
 }
 
 fn bridge_steps(wanted: &Bridge, observed: Option<&ObservedBridge>) -> Result<Vec<Step>, Conflict> {
@@ -282,9 +284,13 @@ fn bridge_steps(wanted: &Bridge, observed: Option<&ObservedBridge>) -> Result<Ve
         if present.iter().any(|found| found.address == gateway) {
             continue;
         }
-        for found in present.iter().filter(|found| in_the_way(wanted, gateway, found)) {
+        for found in present {
+            let in_the_way = in_the_way(wanted, gateway, found);
+            if !in_the_way && !is_with_other_prefix(gateway, found) {
+                continue;
+            }
             let removal = Step::RemoveBridgeAddress(name(), found.address);
-            if !wanted.force_address {
+            if in_the_way && !wanted.force_address {
                 return Err(Conflict::Address { bridge: name(), wanted: gateway, present: found.address });
             }
             if !steps.contains(&removal) {
@@ -317,6 +323,12 @@ fn in_the_way(wanted: &Bridge, gateway: IpNetwork, found: &BridgeAddress) -> boo
         (IpNetwork::V6(a), IpNetwork::V6(b)) => a.contains(b.ip()) || b.contains(a.ip()),
         _ => false,
     }
+}
+
+/// A gateway that podwire set when its subnet had another size. A link may have an IPv4 address with two prefix lengths,
+/// but an IPv6 address only once, so the old one goes first.
+fn is_with_other_prefix(gateway: IpNetwork, found: &BridgeAddress) -> bool {
+    found.ours && gateway.is_ipv6() && found.address.ip() == gateway.ip()
 }
 
 /// The MAC address of a bridge: the same at each call for one node and name, and another on another node, so

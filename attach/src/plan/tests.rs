@@ -234,3 +234,13 @@ proptest! {
         prop_assert_eq!(again.len(), 2, "{:?}", again);
     }
 }
+
+#[test]
+fn our_ipv6_gateway_of_another_prefix_length_is_replaced() {
+    let steps = plan(&wanted(&["fd00::1/64"]), &bridge_with(&[("fd00::1/80", true)])).expect("no conflict");
+    let expected = ["ip addr del fd00::1/80 dev cni0", "ip addr add fd00::1/64 dev cni0"];
+    assert_eq!(printed(&steps)[..2], expected);
+    // IPv4 takes both, and pods of the earlier range still use the first.
+    let steps = plan(&wanted(&["10.1.0.1/16"]), &bridge_with(&[("10.1.0.1/24", true)])).expect("no conflict");
+    assert_eq!(printed(&steps)[0], "ip addr add 10.1.0.1/16 dev cni0");
+}
