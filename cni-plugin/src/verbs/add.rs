@@ -1,7 +1,7 @@
 //! ADD: addresses, durably; then the interface; then the answer. What fails is taken back.
 
 use podwire_attach::drift::drift;
-use podwire_attach::plan::{Observed, Wanted, host_mac};
+use podwire_attach::plan::{Observed, Wanted, host_mac, link_alias};
 use podwire_attach::removal::{self, Found};
 use podwire_attach::{Attached, Attachment, Owner, Places, attach, observe_attachment, observe_node};
 use podwire_kernel::link;
@@ -122,8 +122,10 @@ fn earlier(view: &mut View, netns: &Netns, wanted: &Wanted) -> Result<Option<Att
     };
     let observed = observe_attachment(&mut view.host, Some(netns), wanted).map_err(failure::kernel)?;
     let differences = drift(wanted, &observed);
+    // An address more than is granted now shows in the alias alone, and must go: another pod may get it.
+    let is_current = host_link.alias.as_deref() == Some(&link_alias(&wanted.attachment));
     match (observed.pod, differences.as_slice()) {
-        (Some(pod), []) => Ok(Some(Attached {
+        (Some(pod), []) if is_current => Ok(Some(Attached {
             bridge_mac: observed.bridge.and_then(|bridge| bridge.mac),
             host_mac: host_link.mac,
             pod_mac: pod.mac.unwrap_or(wanted.mac),
