@@ -8,10 +8,10 @@ use podwire_attach::{Attachment, observe_attachment};
 use podwire_ipam::Allocator;
 use podwire_kernel::{MacAddr, Netlink};
 
-use super::wanted::{complete, wanted};
+use super::wanted::{Addressing, complete, wanted};
 use super::{addresses, node};
 use crate::config::{Config, Ipam};
-use crate::protocol::{CniError, CniResult, code};
+use crate::protocol::{CniError, CniResult, CniVersion, Route, code};
 use crate::{Delegate, Environment, Verb, failure};
 
 /// The agent repairs what others change; what it is at work on is not reported.
@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// # Errors
 /// Code 101 names all differences.
 pub fn run(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
-    let config = Config::parse(stdin, env)?;
+    let config = parse(env, stdin)?;
     let Some(previous) = &config.prev_result else {
         return Err(CniError::new(code::INVALID_NETWORK_CONFIG, "CHECK needs prevResult, the result of ADD"));
     };
@@ -49,6 +49,32 @@ pub fn run(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
     Ok(())
 }
 
+/// The configuration, its previous result without what is not this plugin's: other plugins of the chain may have
+/// added interfaces with addresses of their own.
+fn parse(env: &Environment, stdin: &[u8]) -> Result<Config, CniError> {
+    let mut config = Config::parse(stdin, env)?;
+    if let Some(previous) = &mut config.prev_result {
+        let CniResult { interfaces, ips, .. } = previous;
+        let interface = |index: u32| interfaces.get(usize::try_from(index).ok()?);
+        ips.retain(|ip| ip.interface.and_then(interface).is_none_or(|of| of.name == env.ifname));
+    }
+    Ok(config)
+}
+
+/// The previous result's routes. Before 1.1.0 a result has no room for their attributes, and without its scope a
+/// route on the link would be taken for one by the gateway; so these come from the configuration.
+fn routes(config: &Config, previous: &CniResult) -> Vec<Route> {
+    let configured = match &config.ipam {
+        Ipam::InProcess(ipam) if config.network.version < CniVersion::V1_1_0 => ipam.routes.as_slice(),
+        _ => &[],
+    };
+    let whole = |route: &Route| {
+        let same = |of: &&Route| (of.dst, of.gw) == (route.dst, route.gw);
+        configured.iter().find(same).unwrap_or(route).clone()
+    };
+    previous.routes.iter().map(whole).collect()
+}
+
 fn differences(env: &Environment, config: &Config, previous: &CniResult) -> Result<Vec<String>, CniError> {
     let mut found = lease_differences(env, config)?;
     let netns = node::open_netns(env)?;
@@ -69,11 +95,11 @@ fn differences(env: &Environment, config: &Config, previous: &CniResult) -> Resu
         runtime: None,
         owner,
     };
-    let addressing = complete(config, addresses::of_result(previous));
+    let routes = routes(config, previous);
+    let addressing = complete(config, Addressing { routes, ..addresses::of_result(previous) });
     let mut wanted = wanted(config, attachment, &addressing, &facts);
-    if let Some(mtu) = pod.and_then(|pod| pod.mtu) {
-        wanted.mtu = Some(mtu);
-    }
+    // Not what the agent says now: the interfaces of running pods are left alone when the node's MTU changes.
+    wanted.mtu = pod.and_then(|pod| pod.mtu).or(config.bridge.mtu);
     let observed = observe_attachment(&mut host, Some(&netns), &wanted).map_err(failure::kernel)?;
     found.extend(drift(&wanted, &observed).iter().map(ToString::to_string));
     Ok(found)
@@ -84,7 +110,7 @@ fn differences(env: &Environment, config: &Config, previous: &CniResult) -> Resu
 /// # Errors
 /// Code 101 when there is none, or it has other addresses than the previous result.
 pub fn lease(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
-    let config = Config::parse(stdin, env)?;
+    let config = parse(env, stdin)?;
     let differences = lease_differences(env, &config)?;
     if differences.is_empty() {
         return Ok(());
