@@ -67,9 +67,14 @@ fn add(env: &Environment, stdin: &[u8]) -> Result<String, CniError> {
 
 fn del(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
     let config = Config::parse(stdin, env)?;
+    config.ignored.iter().for_each(|ignored| super::say(ignored));
     let mut allocator = Allocator::connect(&addresses::dirs(&config)).map_err(failure::ipam)?;
     let owner = env.owner(&config.network.name);
-    addresses::import(&config, &mut allocator)?;
+    // As in the main plugin's DEL.
+    if let Err(error) = addresses::import(&config, &mut allocator) {
+        super::say(&error.to_string());
+    }
+    allocator.notices().iter().for_each(|notice| super::say(notice));
     let deletion = allocator.delete(&owner).map_err(failure::ipam)?;
     match deletion {
         Deletion::Remove(Some(lease)) => allocator.finish_delete(&lease).map_err(failure::ipam),

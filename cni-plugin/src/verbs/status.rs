@@ -17,8 +17,8 @@ pub fn run(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
     match &config.ipam {
         Ipam::InProcess(ipam) => addresses_left(&config, ipam).map_err(unavailable),
         Ipam::Delegated { plugin } => Delegate::find(plugin, &env.path)
-            .map_err(unavailable)
-            .and_then(|delegate| delegate.call(Verb::Status, env, &config.stdin)),
+            .and_then(|delegate| delegate.call(Verb::Status, env, &config.stdin))
+            .map_err(unavailable),
         Ipam::None => Ok(()),
     }
 }
@@ -39,5 +39,9 @@ fn addresses_left(config: &Config, ipam: &IpamConfig) -> Result<(), CniError> {
 }
 
 fn unavailable(error: CniError) -> CniError {
-    CniError { code: code::NOT_AVAILABLE, ..error }
+    match error.code {
+        // Another IPAM plugin's own word.
+        code::NOT_AVAILABLE_LIMITED => error,
+        _ => CniError { code: code::NOT_AVAILABLE, ..error },
+    }
 }
