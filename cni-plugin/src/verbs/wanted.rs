@@ -41,7 +41,8 @@ pub(super) fn complete(config: &Config, addressing: Addressing) -> Addressing {
     if config.bridge.is_default_gateway {
         for address in &addresses {
             // A default route of the IPAM configuration stands; two would make one ECMP route of them.
-            let in_main = |route: &Route| route.table.is_none_or(|table| table == TABLE_MAIN);
+            // The kernel takes table 0 for the main one.
+            let in_main = |route: &Route| matches!(route.table, None | Some(0 | TABLE_MAIN));
             let present = routes.iter().any(|route| is_default(route.dst, address.address) && in_main(route));
             if let (Some(gateway), Some(default), false) =
                 (address.gateway, any_address(address.address), present)

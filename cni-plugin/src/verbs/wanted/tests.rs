@@ -135,3 +135,11 @@ fn the_result_names_bridge_host_end_and_pod_end_in_the_reference_order() {
     assert_eq!(value["interfaces"][2]["mtu"], 1500);
     assert_eq!(value["ips"][1], json!({"interface": 2, "address": "fd00::2/64", "gateway": "fd00::1"}));
 }
+
+#[test]
+fn a_default_route_in_table_0_is_one_in_the_main_table() {
+    let config = config(json!({"isDefaultGateway": true}));
+    let mut given = addressing(&[("10.1.0.2/24", None)], &[("0.0.0.0/0", None)]);
+    given.routes[0].table = Some(0);
+    assert_eq!(complete(&config, given.clone()).routes, given.routes);
+}
