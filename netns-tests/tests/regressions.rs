@@ -117,3 +117,113 @@ fn a_failed_add_leaves_the_bridge_to_those_who_came_meanwhile() -> Result<()> {
     assert_eq!(forwards.split_whitespace().collect::<Vec<_>>(), ["1", "1"]);
     Ok(())
 }
+
+fn check(node: &Node, pod: &Pod, config: &Value, previous: &Value) -> Result<Value> {
+    let mut config = config.clone();
+    config["prevResult"] = previous.clone();
+    call("CHECK", pod, &config).run(node)?.ok()
+}
+
+#[test]
+fn check_passes_on_a_link_scoped_route_in_every_version() -> Result<()> {
+    let lab = Lab::new("scope")?;
+    let node = lab.node("n")?;
+    for version in ["0.4.0", "1.0.0", "1.1.0"] {
+        let pod = node.pod("")?;
+        let mut config = network(json!({ "isGateway": true, "ipam": host_local(&["10.1.0.0/24"]) }));
+        config["cniVersion"] = json!(version);
+        config["ipam"]["routes"] = json!([{ "dst": "192.168.5.0/24", "scope": 253 }, { "dst": "0.0.0.0/0" }]);
+        let result = add(&node, &pod, &config)?;
+        check(&node, &pod, &config, &result)?;
+        pod.run_program(program("ip").args(["route", "del", "192.168.5.0/24"]), LIMIT)?
+            .success("ip route")?;
+        let mut tampered = config.clone();
+        tampered["prevResult"] = result;
+        let answer = call("CHECK", &pod, &tampered).run(&node)?.json.unwrap_or_default();
+        let details = answer["details"].as_str().unwrap_or_default();
+        assert!(answer["code"] == 101 && details.contains("192.168.5.0/24"), "{answer}");
+    }
+    Ok(())
+}
+
+#[test]
+fn check_leaves_running_pods_the_mtu_they_were_made_with() -> Result<()> {
+    let lab = Lab::new("agent-mtu")?;
+    let node = lab.node("n")?;
+    let says = |mtu: u32| {
+        let content = json!({ "subnets": ["10.1.0.0/24"], "mtu": mtu }).to_string();
+        sh(&node, &format!("mkdir -p /run/podwire/net; echo '{content}' > /run/podwire/net/node.json"))
+    };
+    // Results of 1.0.0 do not tell the MTU.
+    let mut config = network(json!({ "isGateway": true, "ipam": host_local(&["10.1.0.0/24"]) }));
+    config["cniVersion"] = json!("1.0.0");
+    let pod = node.pod("pod")?;
+    says(1450)?;
+    let result = add(&node, &pod, &config)?;
+    says(1400)?;
+    check(&node, &pod, &config, &result)?;
+    Ok(())
+}
+
+#[test]
+fn check_leaves_other_plugins_interfaces_to_them() -> Result<()> {
+    let lab = Lab::new("other-interface")?;
+    let node = lab.node("n")?;
+    let config = network(json!({ "isGateway": true, "ipam": host_local(&["10.1.0.0/24"]) }));
+    let pod = node.pod("pod")?;
+    let mut result = add(&node, &pod, &config)?;
+    let count = result["interfaces"].as_array().map_or(0, Vec::len);
+    let list = |value: &mut Value, element: Value| value.as_array_mut().expect("a list").push(element);
+    list(&mut result["interfaces"], json!({ "name": "macvlan0", "sandbox": "/run/netns/pod" }));
+    list(&mut result["ips"], json!({ "interface": count, "address": "172.16.0.9/24" }));
+    check(&node, &pod, &config, &result)?;
+    Ok(())
+}
+
+#[test]
+fn an_ipv6_range_that_grew_takes_the_gateway_with_it() -> Result<()> {
+    let lab = Lab::new("grown")?;
+    let node = lab.node("n")?;
+    let of = |subnet| network(json!({ "isGateway": true, "ipam": host_local(&[subnet]) }));
+    let (early, late) = (node.pod("early")?, node.pod("late")?);
+    add(&node, &early, &of("fd01::/80"))?;
+    let mut config = of("fd01::/64");
+    // Outside the range as it was.
+    config["args"] = json!({ "cni": { "ips": ["fd01::1:0:0:7"] } });
+    let result = add(&node, &late, &config)?;
+    check(&node, &late, &config, &result)?;
+    sh(&node, "busybox ping -c 2 -W 1 fd01::1:0:0:7")?;
+    early.ping("fd01::1".parse().map_err(LabError::because("an address"))?)?;
+    Ok(())
+}
+
+#[test]
+fn add_again_with_fewer_families_takes_the_other_address_away() -> Result<()> {
+    let lab = Lab::new("fewer")?;
+    let node = lab.node("n")?;
+    let of = |ranges: &[&str]| network(json!({ "isGateway": true, "ipam": host_local(ranges) }));
+    let pod = node.pod("pod")?;
+    add(&node, &pod, &of(&["10.1.0.0/24", "fd01::/64"]))?;
+    let result = add(&node, &pod, &of(&["10.1.0.0/24"]))?;
+    assert_eq!(address(&result, 0)?.to_string(), "10.1.0.2");
+    // fd01::2 is free now, for another pod to get.
+    let addresses = pod.addresses("eth0")?;
+    assert!(addresses.iter().all(|address| !address.starts_with("fd01:")), "{addresses:?}");
+    Ok(())
+}
+
+#[test]
+fn status_passes_on_what_the_ipam_plugin_says_of_existing_pods() -> Result<()> {
+    let lab = Lab::new("status-51")?;
+    let node = lab.node("n")?;
+    let answer = |code: u32| json!({ "cniVersion": "1.1.0", "code": code, "msg": "no" });
+    for (code, expected) in [(51, 51), (50, 50), (11, 50)] {
+        let script = format!("#!/bin/sh\ncat > /dev/null\necho '{}'\nexit 1\n", answer(code));
+        sh(&node, "mkdir -p /run/plugins; touch /run/plugins/other-ipam; chmod 755 /run/plugins/other-ipam")?;
+        node.write("/run/plugins/other-ipam", script)?;
+        let config = network(json!({ "ipam": { "type": "other-ipam" } }));
+        let status = PluginCall::new("podwire", "STATUS").env("CNI_PATH", "/run/plugins").stdin(&config);
+        assert_eq!(status.run(&node)?.error()?.0, expected);
+    }
+    Ok(())
+}
