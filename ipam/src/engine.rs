@@ -17,7 +17,7 @@ use crate::cached_results::{self, CachedResult};
 use crate::dirs::{Dirs, Lock};
 use crate::import;
 use crate::rebuild::{self, Found};
-use crate::service::{Answer, EXTRAS, PAGE};
+use crate::service::{Answer, EXTRAS, MAX_FRAME, PAGE};
 use crate::store::{Durability, Loaded, SledStore, Store, StoreOrigin};
 use crate::{
     BootMillis, Change, Error, GcPlan, Grant, Hold, Lease, LeaseState, Observation, Pool, RangeSet, Reserve,
@@ -291,19 +291,21 @@ impl Engine {
         })
     }
 
-    /// A page of leases.
+    /// A page of leases: as many as fit an answer well.
     pub fn leases(&self, network: Option<&str>, after: Option<OwnerId>) -> Answer {
-        let mut leases: Vec<Lease> = self
-            .pool
-            .leases()
-            .filter(|lease| network.is_none_or(|network| lease.attachment.owner.network == network))
-            .filter(|lease| after.is_none_or(|after| lease.attachment.owner.id() > after))
-            .take(PAGE + 1)
-            .cloned()
-            .collect();
-        let more = leases.len() > PAGE;
-        leases.truncate(PAGE);
-        Answer::Leases { leases, more }
+        let mut room = MAX_FRAME / 2;
+        let mut leases: Vec<Lease> = Vec::new();
+        let rest = self.pool.leases_after(after);
+        for lease in rest.filter(|lease| network.is_none_or(|name| lease.attachment.owner.network == name)) {
+            // The length of what is sent: names in it may be as long as whoever asked for them liked.
+            let length = serde_json::to_vec(lease).map_or(0, |text| text.len());
+            if leases.len() == PAGE || (length > room && !leases.is_empty()) {
+                return Answer::Leases { leases, more: true };
+            }
+            room = room.saturating_sub(length);
+            leases.push(lease.clone());
+        }
+        Answer::Leases { leases, more: false }
     }
 
     /// What [`Op::Extras`](crate::service::Op::Extras) asks for.

@@ -17,6 +17,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Bound;
 
 use podwire_attach::{NetworkId, Owner, OwnerId};
 
@@ -183,6 +184,12 @@ impl Pool {
     /// All leases of all networks, by their owners' ids.
     pub fn leases(&self) -> impl Iterator<Item = &Lease> {
         self.leases.values()
+    }
+
+    /// Those whose owners' ids come after that one.
+    pub(crate) fn leases_after(&self, after: Option<OwnerId>) -> impl Iterator<Item = &Lease> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.leases.range((start, Bound::Unbounded)).map(|(_, lease)| lease)
     }
 
     /// Why an address is not free; `None` if it is.

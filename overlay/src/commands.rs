@@ -27,6 +27,9 @@ pub(crate) fn list(dirs: &Dirs, options: &List) -> Result<(), String> {
 
 /// `podwired ipam export`.
 pub(crate) fn export(dirs: &Dirs, options: &Export) -> Result<(), String> {
+    if !is_plain(&options.network) {
+        return Err(format!("{:?} is no network's name", options.network));
+    }
     let contents = match connect(dirs)? {
         Some(mut allocator) => {
             let contents = allocator.contents(&options.network).map_err(|error| error.chain())?;
@@ -35,8 +38,12 @@ pub(crate) fn export(dirs: &Dirs, options: &Export) -> Result<(), String> {
         }
         None => import::Contents::default(),
     };
-    if !is_plain(&options.network) {
-        return Err(format!("{:?} is no network's name", options.network));
+    // Whoever mistyped the name would go back to a host-local that gives live pods' addresses again.
+    if contents == import::Contents::default() {
+        return Err(format!(
+            "no address of a network {:?} has ever been given here; `podwired ipam list` names the networks",
+            options.network
+        ));
     }
     let directory = options.dir.join(&options.network);
     let exported = import::export(&contents, &directory, options.force).map_err(|error| error.chain())?;
@@ -59,11 +66,12 @@ pub(crate) fn completions(shell: Shell) -> Result<(), String> {
 }
 
 fn connect(dirs: &Dirs) -> Result<Option<Allocator>, String> {
-    let is_absent = || !dirs.store().exists();
     if let Some(allocator) = Allocator::agent(dirs).map_err(|error| error.chain())? {
         return Ok(Some(allocator));
     }
-    if is_absent() {
+    let store = dirs.store();
+    // A directory that may not be looked into is not one without a store.
+    if !store.try_exists().map_err(|error| format!("look for {}: {error}", store.display()))? {
         return Ok(None);
     }
     Allocator::connect_from(dirs, Patience::default(), Vantage::Command)
@@ -162,5 +170,23 @@ fn print(text: &str) -> Result<(), String> {
 fn say(notices: &[String]) {
     for notice in notices {
         let _ = writeln!(io::stderr(), "podwired: {notice}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_that_nobody_knows_is_not_exported() {
+        let root = tempfile::tempdir().unwrap();
+        let dirs = Dirs::new(root.path().join("state"), root.path().join("run"));
+        for network in ["unknown", "../up", ""] {
+            let options = Export { network: network.to_owned(), dir: root.path().join("to"), force: true };
+            let error = export(&dirs, &options).unwrap_err();
+            assert!(error.contains(&format!("{network:?}")), "{error}");
+        }
+        assert!(!root.path().join("to").exists());
+        assert!(!dirs.state.exists(), "asking makes no store");
     }
 }
