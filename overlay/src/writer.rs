@@ -180,6 +180,11 @@ impl State {
                             .iter()
                             .for_each(|(owner, generation)| batch.finish_delete(*owner, *generation));
                     }
+                    // Nobody relies on its being on the disk: a lease whose link is there is alive. So the plugin, which
+                    // has nothing else left to do, need not wait for the commit.
+                    Task::Op { op: op @ Op::Attached { .. }, client, answer } => {
+                        let _ = answer.send(plan(batch, op, &client).map_err(|error| fail(&error)));
+                    }
                     Task::Op { op, client, answer } if changes(&op) => {
                         let result = plan(batch, op, &client).map_err(|error| fail(&error));
                         waiting.push(Waiting { answer, result });
