@@ -227,9 +227,9 @@ impl Work<'_, '_> {
                 let change = LinkChange { promisc: Some(*on), ..LinkChange::default() };
                 self.on_bridge(|_| link::change(LinkRef::Name(name), &change))?;
             }
-            Step::AddBridgeAddress(_, address) => {
+            Step::AddBridgeAddress(name, address) => {
                 step("bridge-address");
-                match self.on_bridge(|index| vec![addr::add(index, *address, true)]) {
+                match self.add_bridge_address(name, *address) {
                     // Added by another ADD since we looked; it is not ours to undo.
                     Err(Failure { error: AttachError::Kernel(error), .. }) if error.is_exists() => {
                         self.done.pop();
@@ -271,6 +271,20 @@ impl Work<'_, '_> {
             let raced = error.is_missing();
             Failure { error: error.into(), raced }
         })
+    }
+
+    fn add_bridge_address(&mut self, name: &str, address: IpNetwork) -> Result<(), Failure> {
+        let add = |index| vec![addr::add(index, address, true)];
+        match self.on_bridge(add) {
+            // IPv6 is off on this node by default, and the network asks for it here, as it does in the pod.
+            Err(Failure { error: AttachError::Kernel(error), .. })
+                if address.is_ipv6() && error.is_denied() =>
+            {
+                sysctl::write(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0")?;
+                self.on_bridge(add)
+            }
+            other => other,
+        }
     }
 
     fn set_forwarding(&mut self, family: Family, on: bool) -> Result<(), Failure> {

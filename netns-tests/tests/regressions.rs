@@ -227,3 +227,19 @@ fn status_passes_on_what_the_ipam_plugin_says_of_existing_pods() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_bridge_has_its_ipv6_gateway_where_ipv6_is_off_by_default() -> Result<()> {
+    let lab = Lab::new("ipv6-off")?;
+    let node = lab.node("n")?;
+    sh(&node, "cd /proc/sys/net/ipv6/conf; echo 1 > all/disable_ipv6; echo 1 > default/disable_ipv6")?;
+    let config = network(json!({ "isGateway": true, "ipam": host_local(&["10.1.0.0/24", "fd01::/64"]) }));
+    let (a, b) = (node.pod("a")?, node.pod("b")?);
+    let result = add(&node, &a, &config)?;
+    check(&node, &a, &config, &result)?;
+    let to_b = address(&add(&node, &b, &config)?, 1)?;
+    for address in [to_b, "fd01::1".parse().map_err(LabError::because("an address"))?] {
+        a.ping(address)?;
+    }
+    Ok(())
+}
