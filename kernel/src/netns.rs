@@ -170,6 +170,12 @@ impl Netns {
 }
 
 impl Netns {
+    /// The cookie (SO_NETNS_COOKIE) of the network namespace that a socket belongs to. A Unix socket that was accepted
+    /// belongs to that of the program that connected. `None` before Linux 5.14.
+    pub fn cookie_of(socket: BorrowedFd<'_>) -> Option<u64> {
+        cookie(socket)
+    }
+
     /// A netlink socket inside, to be used from here: one thread for all requests instead of one for each.
     ///
     /// # Errors

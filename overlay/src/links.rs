@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use podwire_attach::removal::{self, Found};
 use podwire_attach::{Owner, step::step};
 use podwire_kernel::events::{Event, Events, Topics};
 use podwire_kernel::link::{Link, LinkRef};
-use podwire_kernel::{Netlink, detached};
+use podwire_kernel::{Netlink, Netns, detached};
+use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// How many removals wait in the kernel at once; each takes two threads.
@@ -102,6 +104,14 @@ impl Links {
             }
             !waiters.is_empty()
         });
+    }
+
+    /// Whether a client lives in another network namespace: then its links are not those that are seen here.
+    pub(crate) fn is_elsewhere(&self, client: &UnixStream) -> bool {
+        match (self.0.netlink.borrow().netns_cookie(), Netns::cookie_of(client.as_fd())) {
+            (Some(own), Some(clients)) => own != clients,
+            _ => false,
+        }
     }
 
     /// Whether a place among those that remove links is to be waited for.

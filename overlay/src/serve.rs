@@ -153,6 +153,12 @@ fn failure(code: &str, msg: &str, retry: bool) -> Failure {
 
 /// The result; `None` if the client is gone.
 async fn carry_out(op: Op, stream: &Arc<UnixStream>, service: &Service) -> Option<Result<Answer, Failure>> {
+    // Its interfaces would count as gone, and their addresses as free.
+    if !is_question(&op) && service.links.is_elsewhere(stream) {
+        let what = "the agent podwired runs in another network namespace than this program: run it in the node's (in a \
+                    container: with the host's network)";
+        return Some(Err(failure("netns", what, false)));
+    }
     let owner = match &op {
         Op::Delete { owner } => Some(owner.clone()),
         _ => None,
@@ -326,6 +332,11 @@ async fn send(stream: &UnixStream, response: &Response) -> io::Result<()> {
         Ok(())
     };
     timeout(DEADLINE, write).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Whether it may come from anywhere, such as a pod's shell: it changes nothing.
+fn is_question(op: &Op) -> bool {
+    matches!(op, Op::Find { .. } | Op::Leases { .. } | Op::Usage { .. } | Op::Extras { .. })
 }
 
 /// For the log.

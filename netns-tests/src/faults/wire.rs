@@ -17,13 +17,13 @@ use crate::error::{LabError, Result};
 pub struct Client(UnixStream);
 
 impl Client {
-    /// Connects to the socket at that path in the node.
+    /// Connects to the socket at that path in the node, from the node: the agent changes nothing for others.
     ///
     /// # Errors
     /// If nobody listens.
     pub fn connect(node: &Node, socket: &str) -> Result<Self> {
-        let stream =
-            UnixStream::connect(node.path(socket)).map_err(LabError::because("connect to the agent"))?;
+        let connect = || UnixStream::connect(node.path(socket));
+        let stream = node.in_network(connect)?.map_err(LabError::because("connect to the agent"))?;
         stream.set_read_timeout(Some(Duration::from_secs(10))).map_err(LabError::because("set a timeout"))?;
         Ok(Self(stream))
     }

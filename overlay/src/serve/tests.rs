@@ -106,3 +106,30 @@ fn a_del_that_died_is_not_finished_after_the_owners_next_add() {
         assert!(is_there());
     });
 }
+
+#[test]
+fn nothing_is_changed_for_a_client_in_another_network_namespace() {
+    with_agent(|service, lease| async move {
+        let root = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(root.path().join("socket")).unwrap();
+        let connect = || std::os::unix::net::UnixStream::connect(root.path().join("socket")).unwrap();
+        #[expect(clippy::disallowed_methods, reason = "the thread ends with its namespace")]
+        let connect_elsewhere = || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("CAP_SYS_ADMIN");
+            connect()
+        };
+        let (_here, (here, _)) = (connect(), listener.accept().await.unwrap());
+        let _elsewhere = std::thread::scope(|scope| scope.spawn(connect_elsewhere).join().unwrap());
+        let (elsewhere, _) = listener.accept().await.unwrap();
+        let (here, elsewhere) = (Arc::new(here), Arc::new(elsewhere));
+
+        let delete = || Op::Delete { owner: owner() };
+        let refused = carry_out(delete(), &elsewhere, &service).await.expect("an answer").unwrap_err();
+        assert_eq!((refused.code.as_str(), refused.retry), ("netns", false));
+        assert!(is_there() && service.writer.is_deleting(&lease).await);
+        let find = Op::Find { owner: owner() };
+        assert!(carry_out(find, &elsewhere, &service).await.expect("an answer").is_ok());
+        assert!(carry_out(delete(), &here, &service).await.expect("an answer").is_ok());
+        assert!(!is_there());
+    });
+}
