@@ -389,7 +389,7 @@ impl Work<'_, '_> {
         }
         requests.extend(kernel_routes(&wanted.routes, index).iter().map(route::add));
         self.places.inside.apply(&requests)?;
-        if !addresses.is_empty() {
+        if wanted.announce {
             self.announce();
         }
         Ok(())

@@ -81,6 +81,9 @@ pub struct Wanted {
     pub dad: bool,
     /// Leave the pod's interface down (L2 networks alone).
     pub pod_link_down: bool,
+    /// Tell the neighbours whose the addresses are now. With 500 pods that takes some milliseconds, so only where they
+    /// may remember another.
+    pub announce: bool,
     /// Forward between the bridge and the rest of the node: the families of the gateways.
     pub forwarding: Forwarding,
 }

@@ -33,6 +33,9 @@ pub struct Grant {
     pub addresses: Vec<PodAddress>,
     /// The owner had a lease with these same addresses; its interface may exist.
     pub renewed: bool,
+    /// One of the addresses was somebody else's within the last hour: neighbours may remember that one.
+    #[serde(default)]
+    pub reused: bool,
     /// What the caller should tell its user, in whole sentences.
     pub notices: Vec<String>,
 }

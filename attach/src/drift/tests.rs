@@ -47,6 +47,7 @@ fn wanted() -> Wanted {
         routes: vec![route("0.0.0.0/0", "10.1.0.1"), route("::/0", "fd00::1")],
         dad: false,
         pod_link_down: false,
+        announce: false,
         forwarding: Forwarding { v4: true, v6: true },
     }
 }

@@ -33,6 +33,7 @@ fn wanted(gateways: &[&str]) -> Wanted {
         routes: Vec::new(),
         dad: false,
         pod_link_down: false,
+        announce: false,
         forwarding: Forwarding { v4: true, v6: true },
     }
 }

@@ -85,7 +85,8 @@ fn plumb(
     facts: &NodeFacts,
 ) -> Result<String, CniError> {
     let addressing = complete(config, reservation.addressing());
-    let wanted = wanted(config, attachment, &addressing, facts);
+    let announce = reservation.is_news(config);
+    let wanted = Wanted { announce, ..wanted(config, attachment, &addressing, facts) };
     let answer = |attached: &Attached| result(&wanted, attached, &addressing).to_json(config.network.version);
     // A result that this version cannot express must not leave an interface behind.
     answer(&expected(&wanted))?;

@@ -148,6 +148,16 @@ impl Reservation {
         self.addressing.clone()
     }
 
+    /// Whether neighbours may remember the addresses with another MAC address. Without one in the configuration it
+    /// follows from the owner, who may have been given the same addresses anew.
+    pub(super) fn is_news(&self, config: &Config) -> bool {
+        match &self.delegate {
+            // What another plugin gave earlier is not known.
+            Some(_) => true,
+            None => self.grant.reused || (self.grant.renewed && config.mac.is_some()),
+        }
+    }
+
     /// The attachment stands.
     ///
     /// # Errors

@@ -110,6 +110,8 @@ pub(super) fn wanted(
         mtu,
         dad: settings.enable_dad,
         pod_link_down: settings.disable_container_interface,
+        // Only an ADD knows.
+        announce: false,
         forwarding: Forwarding {
             v4: gateways.iter().any(IpNetwork::is_ipv4),
             v6: gateways.iter().any(IpNetwork::is_ipv6),

@@ -183,6 +183,10 @@ impl Plan<'_> {
         let generation = self.pool.generation.saturating_add(1);
         let addresses: Vec<PodAddress> = self.given.iter().map(|given| given.address).collect();
         let former = self.former(&addresses);
+        let rested = |address: &PodAddress| {
+            matches!(self.pool.hold(self.network, address.address.ip()), Some(Hold::Resting(_)))
+        };
+        let reused = addresses.iter().any(rested);
         let mut changes: Vec<Change> = self.pool.forget_rested(self.now).take(FORGET_AT_ONCE).collect();
         for (index, given) in self.given.iter().enumerate() {
             let address = given.address.address.ip();
@@ -207,7 +211,7 @@ impl Plan<'_> {
             missing_since: None,
         })));
         changes.push(Change::PutGeneration(generation));
-        (Grant { generation, addresses, renewed, notices: self.notices }, changes)
+        (Grant { generation, addresses, renewed, reused, notices: self.notices }, changes)
     }
 
     /// What the owner holds and does not get again.

@@ -367,3 +367,14 @@ fn ten_thousand_leases_and_a_64() {
     println!("{:?} behind a run of 10,000", begun.elapsed());
     assert_eq!(grant.addresses[0].address.to_string(), "10.0.39.18/16");
 }
+
+#[test]
+fn an_address_that_was_anothers_is_said_to_be() {
+    let mut node = Node::new(vec![set(&["10.0.0.0/24"])]);
+    let fresh = node.reserve("a");
+    node.commit(node.pool.attached(owner("a").id(), fresh.generation, None, node.now).expect("attached"));
+    let again = node.reserve("a");
+    node.del("a");
+    let taken = node.try_add(&owner("b"), &["10.0.0.2"]).expect("it rests");
+    assert_eq!((fresh.reused, again.reused, taken.reused), (false, false, true));
+}
