@@ -33,6 +33,10 @@ pub const LONGEST_QUARANTINE_MS: u64 = 3_600_000;
 /// How far apart two looks that miss an interface must be before its lease ends, in milliseconds.
 pub const MISSING_MS: u64 = 60_000;
 
+/// The same for a lease whose interface is being made. An ADD must not outlast it, for it would come up with an address
+/// that is another's: this is longer than all its waits together.
+pub(crate) const ADDING_MS: u64 = 600_000;
+
 /// How many GC passes an address of unknown origin is kept.
 pub const GC_PASSES: u8 = 2;
 

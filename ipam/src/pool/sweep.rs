@@ -3,7 +3,7 @@
 use podwire_attach::NetworkId;
 
 use super::release::deleting;
-use super::{MISSING_MS, Pool};
+use super::{ADDING_MS, MISSING_MS, Pool};
 use crate::{BootMillis, Change, GcPlan, Hold, Lease, LeaseState, Observation, Origin, Sight, SweepPlan};
 
 impl Pool {
@@ -27,7 +27,8 @@ impl Pool {
     }
 
     /// Plans what one look at the whole node comes to. A lease whose interface is missing in two looks that are
-    /// [`MISSING_MS`] apart ends; one look alone may have fallen into an ADD, or into an interface's replacement.
+    /// [`MISSING_MS`] apart ends; one look alone may have fallen into an interface's replacement. While its ADD may be
+    /// under way it is [`ADDING_MS`].
     pub fn sweep(&self, seen: &Observation, now: BootMillis) -> SweepPlan {
         let mut plan = SweepPlan { changes: self.forget_rested(now).collect(), ..SweepPlan::default() };
         for lease in self.leases() {
@@ -105,11 +106,8 @@ fn judge(lease: &Lease, sight: Sight, now: BootMillis) -> Verdict {
         (Sight::Gone, _) if lease.state == LeaseState::Deleting => Verdict::Release,
         (_, _) if lease.state == LeaseState::Deleting => Verdict::Unfinished,
         (Sight::Gone, Some(since)) if since <= now => {
-            if now.0.saturating_sub(since.0) >= MISSING_MS {
-                Verdict::Release
-            } else {
-                Verdict::Keep
-            }
+            let patience = if lease.state == LeaseState::Reserved { ADDING_MS } else { MISSING_MS };
+            if now.0.saturating_sub(since.0) >= patience { Verdict::Release } else { Verdict::Keep }
         }
         // Also a time that lies ahead: it was written under another clock.
         (Sight::Gone, _) => Verdict::Note(Some(now)),

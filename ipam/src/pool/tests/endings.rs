@@ -121,6 +121,24 @@ fn two_looks_that_miss_the_interface_end_a_lease() {
 }
 
 #[test]
+fn an_add_that_is_slow_keeps_its_address() {
+    let mut node = Node::new(vec![set(&["10.0.0.0/24"])]);
+    let grant = node.reserve("slow");
+    let nothing = Observation::default();
+    for _ in 0..9 {
+        let plan = node.pool.sweep(&nothing, node.now);
+        assert_eq!(plan.released, []);
+        node.commit(plan.changes);
+        node.sleep(MISSING_MS);
+    }
+    let done = node.pool.attached(owner("slow").id(), grant.generation, None, node.now);
+    assert!(done.is_ok(), "{done:?}");
+    // One that has died, and whose runtime has not said so.
+    node.sleep(MISSING_MS);
+    assert_eq!(node.pool.sweep(&nothing, node.now).released.len(), 1);
+}
+
+#[test]
 fn a_clock_set_back_begins_the_minute_again() {
     let mut node = Node::new(vec![set(&["10.0.0.0/24"])]);
     node.add("a");
