@@ -11,7 +11,9 @@ use crate::client::Client;
 use crate::dirs::{Dirs, Holder, Lock, Wanted};
 use crate::engine::{Engine, Vantage};
 use crate::import::Contents;
-use crate::service::{Answer, DEADLINE_SECONDS, Deletion, GC_DEADLINE_SECONDS, GcReport, Op};
+use crate::service::{
+    Answer, DEADLINE_SECONDS, Deletion, GC_DEADLINE_SECONDS, GcReport, Op, STATUS_DEADLINE_SECONDS,
+};
 use crate::{Error, GcPlan, Grant, Lease, RangeSet, Reserve, SetUsage};
 
 /// How long to wait for an allocator that is busy or about to start.
@@ -104,6 +106,29 @@ impl Allocator {
             vantage: Vantage::Runtime,
             way: Way::Agent(client),
         }))
+    }
+
+    /// What the agent says of a network's range sets; `None` where no agent runs. For STATUS: it never opens the store,
+    /// never waits for its lock, and for the agent a second at most.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], [`Error::Io`], the agent's.
+    pub fn usage_by_agent(
+        dirs: &Dirs,
+        network: &str,
+        sets: &[RangeSet],
+    ) -> Result<Option<Vec<SetUsage>>, Error> {
+        let Some(mut client) = Client::connect_within(&dirs.socket(), STATUS_DEADLINE_SECONDS)? else {
+            return Ok(None);
+        };
+        let op = Op::Usage { network: network.to_owned(), sets: sets.to_vec() };
+        match client.call(&op, STATUS_DEADLINE_SECONDS, &mut || ()) {
+            Ok(Answer::Usage(usage)) => Ok(Some(usage)),
+            Ok(other) => Err(client.unexpected(&other)),
+            // It has just ended.
+            Err(Error::Disconnected { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether this process holds the lock and the store.

@@ -24,21 +24,32 @@ pub(crate) struct Client {
     /// The version in use: the newest until the agent says that it is older.
     version: u32,
     next_id: u64,
+    /// The deadline that the socket has.
+    seconds: u64,
 }
 
 impl Client {
     /// Connects; `None` if no agent listens there.
     pub(crate) fn connect(path: &Path) -> Result<Option<Self>, Error> {
-        Self::connect_speaking(path, SPEAKS)
+        Self::connect_speaking(path, SPEAKS, DEADLINE_SECONDS)
     }
 
-    pub(crate) fn connect_speaking(path: &Path, speaks: RangeInclusive<u32>) -> Result<Option<Self>, Error> {
+    /// The same with another deadline.
+    pub(crate) fn connect_within(path: &Path, seconds: u64) -> Result<Option<Self>, Error> {
+        Self::connect_speaking(path, SPEAKS, seconds)
+    }
+
+    pub(crate) fn connect_speaking(
+        path: &Path,
+        speaks: RangeInclusive<u32>,
+        seconds: u64,
+    ) -> Result<Option<Self>, Error> {
         let failed = |errno: Errno| Error::io("connect to", path, errno.into());
         let address = UnixAddr::new(path).map_err(failed)?;
         let socket =
             socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map_err(failed)?;
         // Also the connection itself waits no longer: an agent that is stopped has a full queue at some time.
-        let deadline = TimeVal::seconds(i64::try_from(DEADLINE_SECONDS).unwrap_or(i64::MAX));
+        let deadline = TimeVal::seconds(i64::try_from(seconds).unwrap_or(i64::MAX));
         setsockopt(&socket, sockopt::SendTimeout, &deadline).map_err(failed)?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &deadline).map_err(failed)?;
         loop {
@@ -49,12 +60,11 @@ impl Client {
                     version: *speaks.end(),
                     speaks,
                     next_id: 1,
+                    seconds,
                 })),
                 Err(Errno::EINTR) => continue,
                 Err(Errno::ENOENT | Errno::ECONNREFUSED | Errno::ENOTDIR) => Ok(None),
-                Err(Errno::EAGAIN) => {
-                    Err(Error::Timeout { socket: path.to_owned(), seconds: DEADLINE_SECONDS })
-                }
+                Err(Errno::EAGAIN) => Err(Error::Timeout { socket: path.to_owned(), seconds }),
                 Err(errno) => Err(failed(errno)),
             };
         }
@@ -68,9 +78,10 @@ impl Client {
         seconds: u64,
         meanwhile: &mut dyn FnMut(),
     ) -> Result<Answer, Error> {
-        if seconds != DEADLINE_SECONDS {
+        if seconds != self.seconds {
             let timeout = Some(Duration::from_secs(seconds));
             self.stream.set_read_timeout(timeout).map_err(|e| self.failed(e, seconds))?;
+            self.seconds = seconds;
         }
         // Downwards only, so it ends.
         loop {

@@ -28,6 +28,9 @@ pub const MAX_FRAME: usize = 1 << 20;
 /// How long a client waits for an answer, and an agent for the rest of a request, in seconds.
 pub const DEADLINE_SECONDS: u64 = 5;
 
+/// How long STATUS waits for the agent, which runtimes ask while they hold locks.
+pub(crate) const STATUS_DEADLINE_SECONDS: u64 = 1;
+
 /// How long a client waits for the answer to a GC: the kernel removes 40 links in a millisecond, but a sweep of
 /// a node after a mishap may have thousands, one by one.
 pub const GC_DEADLINE_SECONDS: u64 = 60;

@@ -26,10 +26,8 @@ pub fn run(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
 fn addresses_left(config: &Config, ipam: &IpamConfig) -> Result<(), CniError> {
     let sets = addresses::range_sets(config, ipam, &node::facts(config)?)?;
     // Without the agent only an ADD finds out: counting needs the store, and opening it takes 10 ms.
-    let Some(mut agent) = Allocator::agent(&addresses::dirs(config)).map_err(failure::ipam)? else {
-        return Ok(());
-    };
-    for usage in agent.usage(&config.network.name, &sets).map_err(failure::ipam)? {
+    let usage = Allocator::usage_by_agent(&addresses::dirs(config), &config.network.name, &sets);
+    for usage in usage.map_err(failure::ipam)?.unwrap_or_default() {
         if usage.free() == 0 {
             let text = format!("no IP addresses available in range set: {}", usage.ranges);
             return Err(CniError::new(code::NOT_AVAILABLE, text));
