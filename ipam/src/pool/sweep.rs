@@ -28,7 +28,7 @@ impl Pool {
 
     /// Plans what one look at the whole node comes to. A lease whose interface is missing in two looks that are
     /// [`MISSING_MS`] apart ends; one look alone may have fallen into an interface's replacement. While its ADD may be
-    /// under way it is [`ADDING_MS`].
+    /// under way it is `ADDING_MS`.
     pub fn sweep(&self, seen: &Observation, now: BootMillis) -> SweepPlan {
         let mut plan = SweepPlan { changes: self.forget_rested(now).collect(), ..SweepPlan::default() };
         for lease in self.leases() {
