@@ -116,7 +116,7 @@ fn a_second_agent_waits_and_takes_over_when_the_first_is_killed() -> Result<()> 
 fn a_frozen_agent_is_waited_for_no_longer_than_its_deadline() -> Result<()> {
     let site = Site::new("frozen")?;
     let config = pool(2);
-    let agent = site.agent()?;
+    let mut agent = site.agent()?;
     let (pod, other) = (site.pod("p")?, site.pod("other")?);
     let result = site.add(&other, &config)?;
     agent.signal(Signal::SIGSTOP)?;
@@ -314,7 +314,7 @@ fn clients_that_go_in_mid_request_cost_nobody_anything() -> Result<()> {
 fn a_reservation_whose_client_has_gone_is_not_made() -> Result<()> {
     let site = Site::new("gone-client")?;
     let config = pool(2);
-    let agent = site.agent()?;
+    let mut agent = site.agent()?;
     let ghost = site.pod("ghost")?;
     let reserve = request_of(&site, "ADD", &ghost, &config)?;
     // Stopped: so that the client has gone when the agent comes to read.

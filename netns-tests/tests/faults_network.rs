@@ -95,9 +95,8 @@ fn an_address_that_goes_from_pod_to_pod_is_reached_at_once() -> Result<()> {
         for address in addresses(&site.add(&pod, &config)?) {
             // Watcher and node remember the pod before, with another MAC address, as reachable.
             let what = |who: &str| format!("{address} in round {round}, from {who}");
-            run_in(&watcher, &format!("busybox ping -c 1 -W 1 {address}"))
-                .map_err(LabError::because(what("a pod")))?;
-            run(&site, &format!("busybox ping -c 1 -W 1 {address}"))
+            watcher.ping(address).map_err(LabError::because(what("a pod")))?;
+            run(&site, &format!("busybox ping -c 3 -i 0.2 -W 1 {address}"))
                 .map_err(LabError::because(what("the node")))?;
         }
         site.del(&pod, &config)?;

@@ -98,8 +98,12 @@ impl Agent {
     /// Sends it a signal.
     ///
     /// # Errors
-    /// If it cannot be sent.
-    pub fn signal(&self, signal: nix::sys::signal::Signal) -> Result<()> {
+    /// If it has ended.
+    pub fn signal(&mut self, signal: nix::sys::signal::Signal) -> Result<()> {
+        // Its number may be another process's once its end has been seen.
+        if self.has_ended() {
+            return Err(LabError::new(format!("podwired has ended already: {}", self.log())));
+        }
         let pid = nix::unistd::Pid::from_raw(self.process.id().cast_signed());
         nix::sys::signal::kill(pid, signal).map_err(LabError::because(format!("send {signal} to podwired")))
     }
