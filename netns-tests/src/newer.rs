@@ -11,9 +11,6 @@ use crate::error::{LabError, Result};
 use crate::node::target_dir;
 use crate::process::{finish, program};
 
-/// Where a Debian machine gets its packages when its own sources name no mirror.
-const MIRROR: &str = "http://deb.debian.org/debian";
-
 /// apt's lists are about 10 MB and the package about 30 MB.
 const FETCH_LIMIT: Duration = Duration::from_secs(240);
 
@@ -63,7 +60,7 @@ fn fetch(release: &str, version: &str) -> Result<PathBuf> {
     let sources = format!(
         "Types: deb\nURIs: {}\nSuites: {release}\nComponents: main\nTargets: Packages\n\
          Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n",
-        mirror()
+        mirror()?
     );
     fs::write(dir.join("apt.sources"), sources).map_err(LabError::because("write apt sources"))?;
     apt(&dir, &["apt-get", "--quiet", "--error-on=any", "update"])?;
@@ -92,7 +89,7 @@ fn cache_dir() -> Result<PathBuf> {
 }
 
 /// The mirror of the machine's own sources: the first that serves its own release from a directory named `debian`.
-fn mirror() -> String {
+fn mirror() -> Result<String> {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     files.extend(
         fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path()),
@@ -104,7 +101,7 @@ fn mirror() -> String {
         let uri = words.find(|word| word.contains("://") && word.trim_end_matches('/').ends_with("/debian"));
         uri.map(str::to_owned)
     });
-    found.unwrap_or_else(|| MIRROR.to_owned())
+    found.ok_or_else(|| LabError::new("apt's own sources name no mirror of Debian"))
 }
 
 /// Runs a program of apt's with lists, cache and sources in `dir`.
