@@ -76,7 +76,7 @@ pub fn parse(alias: &str) -> Option<LinkAlias> {
     };
     let mut name = || words.next().unwrap_or_default().to_owned();
     let (container, ifname, network) = (name(), name(), name());
-    let owner = Owner { network, container, ifname };
+    let owner = Owner::new(network, container, ifname);
     let whole = owner.id() == owner_id;
     Some(LinkAlias { owner_id, network_id, addresses, owner, whole })
 }
@@ -87,7 +87,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn owner(network: &str, container: &str) -> Owner {
-        Owner { network: network.into(), container: container.into(), ifname: "eth0".into() }
+        Owner::new(network, container, "eth0")
     }
 
     #[test]
@@ -127,7 +127,7 @@ mod tests {
                                       container in "[a-zA-Z0-9][a-zA-Z0-9_.-]{0,250}",
                                       ifname in "[a-z0-9]{1,15}",
                                       addresses in prop::collection::vec(any::<u128>(), 0..6)) {
-            let owner = Owner { network, container, ifname };
+            let owner = Owner::new(network, container, ifname);
             let addresses: Vec<IpNetwork> = addresses
                 .into_iter()
                 .map(|bits| IpNetwork::new(std::net::Ipv6Addr::from(bits).into(), 64).unwrap())

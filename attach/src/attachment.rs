@@ -12,6 +12,8 @@ use podwire_kernel::MacAddr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::Traffic;
+
 /// Who holds an attachment and its addresses: CNI's network name, CNI_CONTAINERID and CNI_IFNAME.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Owner {
@@ -21,9 +23,41 @@ pub struct Owner {
     pub container: String,
     /// CNI_IFNAME, the interface's name in the pod.
     pub ifname: String,
+    /// In which place of the network's chain of plugins.
+    #[serde(default, skip_serializing_if = "Role::is_main")]
+    pub role: Role,
+}
+
+/// Two plugins of one chain may both be podwire's, and each then has an attachment for the same interface.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It makes the interface or gives its addresses.
+    #[default]
+    Main,
+    /// It adds to an interface that an earlier plugin of the chain made.
+    Chained,
+}
+
+impl Role {
+    fn is_main(&self) -> bool {
+        *self == Self::Main
+    }
 }
 
 impl Owner {
+    /// The owner of the interface itself.
+    pub fn new(network: impl Into<String>, container: impl Into<String>, ifname: impl Into<String>) -> Self {
+        let (network, container, ifname) = (network.into(), container.into(), ifname.into());
+        Self { network, container, ifname, role: Role::Main }
+    }
+
+    /// The owner of the same interface in that role.
+    #[must_use]
+    pub fn with_role(&self, role: Role) -> Self {
+        Self { role, ..self.clone() }
+    }
+
     /// The key under which the store knows this owner.
     pub fn id(&self) -> OwnerId {
         let mut hash = Sha256::new();
@@ -31,6 +65,9 @@ impl Owner {
             // The length first: ("ab", "c") and ("a", "bc") are two owners.
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part.as_bytes());
+        }
+        if self.role == Role::Chained {
+            hash.update(b"chained");
         }
         OwnerId(first_16(hash))
     }
@@ -181,6 +218,20 @@ pub struct Attachment {
     /// The program that asked for the attachment (the calling process's name), so that one runtime's GC
     /// does not remove another runtime's pods.
     pub runtime: Option<String>,
+    /// Addresses of the pod that are not the store's: another IPAM plugin's, or those of the interface that an
+    /// earlier plugin of the chain made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub given: Vec<PodAddress>,
+    /// What the node does to its traffic; `None` where nobody knows (a store of an earlier version, or rebuilt).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
+}
+
+impl Attachment {
+    /// All addresses of the pod, whoever gave them.
+    pub fn all_addresses(&self) -> impl Iterator<Item = IpNetwork> {
+        self.addresses.iter().chain(&self.given).map(|address| address.address)
+    }
 }
 
 #[cfg(test)]
@@ -188,12 +239,23 @@ mod tests {
     use super::*;
 
     fn owner(network: &str, container: &str, ifname: &str) -> Owner {
-        Owner { network: network.into(), container: container.into(), ifname: ifname.into() }
+        Owner::new(network, container, ifname)
     }
 
     #[test]
     fn owners_that_join_to_one_text_differ() {
         assert_ne!(owner("ab", "c", "eth0").id(), owner("a", "bc", "eth0").id());
+    }
+
+    #[test]
+    fn roles_are_owners_of_their_own_and_old_ids_stay() {
+        let main = owner("net", "c", "eth0");
+        assert_eq!(main.id().to_string(), "8ce071641a92e782ae03b4f1093f7f9f");
+        assert_ne!(main.id(), main.with_role(Role::Chained).id());
+        // As stores of earlier versions have it.
+        let text = r#"{"network":"net","container":"c","ifname":"eth0"}"#;
+        assert_eq!(serde_json::from_str::<Owner>(text).unwrap(), main);
+        assert_eq!(serde_json::to_string(&main).unwrap(), text);
     }
 
     #[test]

@@ -7,7 +7,14 @@ pub mod drift;
 pub mod plan;
 pub mod removal;
 pub mod step;
+mod traffic;
+mod tuning;
 
 pub use alias::LinkAlias;
 pub use apply::{AttachError, Attached, Places, attach, observe_attachment, observe_node};
-pub use attachment::{Attachment, NetworkId, Owner, OwnerId, PodAddress, PodName};
+pub use attachment::{Attachment, NetworkId, Owner, OwnerId, PodAddress, PodName, Role};
+pub use traffic::{
+    IngressPolicy, Masquerade, PortAccess, PortMapping, Protocol, RateLimit, Shaping, Snat, SourceCheck,
+    Traffic,
+};
+pub use tuning::Tuning;

@@ -75,8 +75,7 @@ pub fn parse(bytes: &[u8]) -> Option<CachedResult> {
         return None;
     }
     let text = |key: &str| Some(cached.get(key)?.as_str()?.to_owned());
-    let owner =
-        Owner { network: text("networkName")?, container: text("containerId")?, ifname: text("ifName")? };
+    let owner = Owner::new(text("networkName")?, text("containerId")?, text("ifName")?);
     if !is_name(&owner.network) || !is_name(&owner.container) || !is_ifname(&owner.ifname) {
         return None;
     }

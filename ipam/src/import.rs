@@ -127,11 +127,7 @@ impl Imported {
             return;
         }
         self.attachments.push(Attachment {
-            owner: Owner {
-                network: network.to_owned(),
-                container: container.to_owned(),
-                ifname: ifname.to_owned(),
-            },
+            owner: Owner::new(network, container, ifname),
             addresses: vec![pod_address(sets, address)],
             mac: None,
             link: None,
@@ -140,6 +136,8 @@ impl Imported {
             netns_identity: None,
             pod: None,
             runtime: None,
+            given: Vec::new(),
+            traffic: None,
         });
     }
 }

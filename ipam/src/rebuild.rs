@@ -145,5 +145,7 @@ fn attachment(owner: Owner, addresses: Vec<PodAddress>) -> Attachment {
         netns_identity: None,
         pod: None,
         runtime: None,
+        given: Vec::new(),
+        traffic: None,
     }
 }

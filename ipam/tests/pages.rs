@@ -6,8 +6,7 @@ use podwire_ipam::{Dirs, Engine, Lock, Reserve, Vantage};
 
 /// A request whose caller named a netns of that length.
 fn reserve(number: usize, length: usize) -> Reserve {
-    let owner =
-        Owner { network: format!("n{}", number % 2), container: format!("c{number}"), ifname: "eth0".into() };
+    let owner = Owner::new(format!("n{}", number % 2), format!("c{number}"), "eth0");
     let attachment = Attachment {
         link: Some(owner.link_name()),
         owner,
@@ -18,6 +17,8 @@ fn reserve(number: usize, length: usize) -> Reserve {
         netns_identity: None,
         pod: None,
         runtime: None,
+        given: Vec::new(),
+        traffic: None,
     };
     Reserve { attachment, sets: Vec::new(), requested: Vec::new(), quarantine_ms: 0, import_dir: None }
 }

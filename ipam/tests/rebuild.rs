@@ -54,7 +54,7 @@ fn pod_and_dirs(root: &std::path::Path) -> (Owner, Dirs) {
     let dirs = Dirs::new(root.join("state"), root.join("run"));
     fs::create_dir_all(&dirs.state).unwrap();
     fs::write(dirs.swept(), "").unwrap();
-    (Owner { network: "n".into(), container: "c".into(), ifname: "eth0".into() }, dirs)
+    (Owner::new("n", "c", "eth0"), dirs)
 }
 
 #[test]

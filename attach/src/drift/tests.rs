@@ -7,7 +7,7 @@ fn network(text: &str) -> IpNetwork {
 }
 
 fn wanted() -> Wanted {
-    let owner = Owner { network: "net".into(), container: "c1".into(), ifname: "eth0".into() };
+    let owner = Owner::new("net", "c1", "eth0");
     let address = |address: &str, gateway: &str| PodAddress {
         address: network(address),
         gateway: Some(gateway.parse().expect("an address")),
@@ -33,6 +33,8 @@ fn wanted() -> Wanted {
             netns_identity: None,
             pod: None,
             runtime: None,
+            given: Vec::new(),
+            traffic: None,
         },
         bridge: Bridge {
             name: "cni0".into(),

@@ -6,7 +6,7 @@ fn network(text: &str) -> IpNetwork {
 }
 
 fn wanted(gateways: &[&str]) -> Wanted {
-    let owner = Owner { network: "net".into(), container: "c1".into(), ifname: "eth0".into() };
+    let owner = Owner::new("net", "c1", "eth0");
     Wanted {
         mac: pod_mac(&owner),
         attachment: Attachment {
@@ -19,6 +19,8 @@ fn wanted(gateways: &[&str]) -> Wanted {
             netns_identity: None,
             pod: None,
             runtime: None,
+            given: Vec::new(),
+            traffic: None,
         },
         bridge: Bridge {
             name: "cni0".into(),

@@ -139,7 +139,7 @@ impl Environment {
 
     /// Whose attachment the call is about.
     pub fn owner(&self, network: &str) -> Owner {
-        Owner { network: network.to_owned(), container: self.container.clone(), ifname: self.ifname.clone() }
+        Owner::new(network, self.container.clone(), self.ifname.clone())
     }
 }
 

@@ -72,6 +72,8 @@ fn attachment(env: &Environment, config: &Config) -> Attachment {
         netns_identity: None,
         pod: env.args.pod.clone(),
         runtime: node::runtime(),
+        given: Vec::new(),
+        traffic: None,
         owner,
     }
 }

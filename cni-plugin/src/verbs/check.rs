@@ -93,6 +93,8 @@ fn differences(env: &Environment, config: &Config, previous: &CniResult) -> Resu
         netns_identity: None,
         pod: None,
         runtime: None,
+        given: Vec::new(),
+        traffic: None,
         owner,
     };
     let routes = routes(config, previous);

@@ -50,6 +50,8 @@ fn add(env: &Environment, stdin: &[u8]) -> Result<String, CniError> {
         netns,
         pod: env.args.pod.clone(),
         runtime: node::runtime(),
+        given: Vec::new(),
+        traffic: None,
     };
     let facts = node::facts(&config)?;
     let (mut reservation, ()) = Reservation::make(env, &config, &attachment, &facts, || Ok(()))?;

@@ -32,7 +32,7 @@ fn set(texts: &[&str]) -> RangeSet {
 }
 
 fn owner(container: &str) -> Owner {
-    Owner { network: NET.into(), container: container.into(), ifname: "eth0".into() }
+    Owner::new(NET, container, "eth0")
 }
 
 fn attachment(owner: Owner) -> Attachment {
@@ -46,6 +46,8 @@ fn attachment(owner: Owner) -> Attachment {
         netns_identity: None,
         pod: None,
         runtime: Some("containerd".into()),
+        given: Vec::new(),
+        traffic: None,
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::task::LocalSet;
 use super::*;
 
 fn owner() -> Owner {
-    Owner { network: "n".into(), container: "c".into(), ifname: "eth0".into() }
+    Owner::new("n", "c", "eth0")
 }
 
 fn reserve() -> Reserve {
@@ -28,6 +28,8 @@ fn reserve() -> Reserve {
         netns_identity: None,
         pod: None,
         runtime: None,
+        given: Vec::new(),
+        traffic: None,
     };
     Reserve { attachment, sets: Vec::new(), requested: Vec::new(), quarantine_ms: 0, import_dir: None }
 }

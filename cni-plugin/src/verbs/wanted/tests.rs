@@ -33,7 +33,7 @@ fn addressing(addresses: &[(&str, Option<&str>)], routes: &[(&str, Option<&str>)
 }
 
 fn attachment() -> Attachment {
-    let owner = Owner { network: "net".into(), container: "c1".into(), ifname: "eth0".into() };
+    let owner = Owner::new("net", "c1", "eth0");
     Attachment {
         link: Some(owner.link_name()),
         owner,
@@ -44,6 +44,8 @@ fn attachment() -> Attachment {
         netns_identity: None,
         pod: None,
         runtime: None,
+        given: Vec::new(),
+        traffic: None,
     }
 }
 

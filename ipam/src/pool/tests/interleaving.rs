@@ -127,7 +127,7 @@ struct World {
 
 /// Owners of two networks with the same ranges and of two runtimes; the last ones' interfaces are another plugin's.
 fn owner(index: usize) -> Owner {
-    Owner { network: network(index % 2), container: format!("c{index}"), ifname: "eth0".into() }
+    Owner::new(network(index % 2), format!("c{index}"), "eth0")
 }
 
 fn network(index: usize) -> String {
