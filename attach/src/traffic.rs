@@ -34,6 +34,21 @@ pub struct Traffic {
     pub shaping: Shaping,
 }
 
+impl Traffic {
+    /// Whether it puts anything into the node's packet filter.
+    pub fn has_rules(&self) -> bool {
+        self.masquerade.is_some()
+            || !self.ports.is_empty()
+            || self.ingress != IngressPolicy::Open
+            || self.source_check.is_some()
+    }
+
+    /// Whether the pod has a limit.
+    pub fn is_shaped(&self) -> bool {
+        self.shaping != Shaping::default()
+    }
+}
+
 /// Masquerade: packets to the outside get the node's address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Masquerade {
@@ -81,7 +96,8 @@ impl fmt::Display for Protocol {
 pub struct PortMapping {
     /// The protocol.
     pub protocol: Protocol,
-    /// The node's address that it is on; `None` for all addresses of every family that the pod has.
+    /// The node's address that it is on. `0.0.0.0` stands for all of its IPv4 addresses, `::` for all of its IPv6
+    /// addresses, and `None` for all of every family that the pod has.
     pub host_ip: Option<IpAddr>,
     /// The node's port, never 0.
     pub host_port: u16,
@@ -90,13 +106,31 @@ pub struct PortMapping {
 }
 
 impl PortMapping {
-    /// Whether both claim one port of the node: same protocol and port, and one address or any.
+    /// Whether both claim one port of the node: same protocol and port, and an address in common.
     pub fn conflicts(&self, other: &Self) -> bool {
-        let one_address = match (self.host_ip, other.host_ip) {
-            (Some(mine), Some(theirs)) => mine == theirs,
-            _ => true,
-        };
-        self.protocol == other.protocol && self.host_port == other.host_port && one_address
+        self.is_same_port(other)
+            && match (self.host_ip, other.host_ip) {
+                (Some(mine), Some(theirs)) => {
+                    let any = mine.is_unspecified() || theirs.is_unspecified();
+                    mine == theirs || (any && mine.is_ipv4() == theirs.is_ipv4())
+                }
+                _ => true,
+            }
+    }
+
+    /// Whether no packet could tell which of the two is meant, although an address of its own goes before any
+    /// address: same protocol and port, and the same address or any address of one family.
+    pub fn is_ambiguous_with(&self, other: &Self) -> bool {
+        self.is_same_port(other)
+            && match (self.host_ip, other.host_ip) {
+                (Some(mine), Some(theirs)) => mine == theirs,
+                (None, Some(ip)) | (Some(ip), None) => ip.is_unspecified(),
+                (None, None) => true,
+            }
+    }
+
+    fn is_same_port(&self, other: &Self) -> bool {
+        self.protocol == other.protocol && self.host_port == other.host_port
     }
 }
 
@@ -184,17 +218,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_address_conflicts_with_each() {
+    fn any_address_conflicts_with_each_of_its_family() {
         let on = |host_ip: Option<&str>| PortMapping {
             protocol: Protocol::Tcp,
             host_ip: host_ip.map(|ip| ip.parse().unwrap()),
             host_port: 80,
             container_port: 8080,
         };
-        assert!(on(None).conflicts(&on(Some("192.0.2.1"))));
-        assert!(on(Some("192.0.2.1")).conflicts(&on(Some("192.0.2.1"))));
-        assert!(!on(Some("192.0.2.1")).conflicts(&on(Some("192.0.2.2"))));
-        assert!(!on(None).conflicts(&PortMapping { protocol: Protocol::Udp, ..on(None) }));
+        let (v4, v6, any_v4, any_v6) =
+            (Some("192.0.2.1"), Some("2001:db8::1"), Some("0.0.0.0"), Some("::"));
+        for (one, other, conflict, ambiguous) in [
+            (None, None, true, true),
+            (None, v4, true, false),
+            (None, v6, true, false),
+            (None, any_v4, true, true),
+            (None, any_v6, true, true),
+            (any_v4, any_v4, true, true),
+            (any_v4, any_v6, false, false),
+            (any_v4, v4, true, false),
+            (any_v4, v6, false, false),
+            (any_v6, v6, true, false),
+            (any_v6, v4, false, false),
+            (v4, v4, true, true),
+            (v4, Some("192.0.2.2"), false, false),
+            (v4, v6, false, false),
+        ] {
+            for (one, other) in [(on(one), on(other)), (on(other), on(one))] {
+                assert_eq!(one.conflicts(&other), conflict, "{one} {other}");
+                assert_eq!(one.is_ambiguous_with(&other), ambiguous, "{one} {other}");
+                let udp = PortMapping { protocol: Protocol::Udp, ..one };
+                assert!(!udp.conflicts(&other) && !udp.is_ambiguous_with(&other));
+            }
+        }
         assert!(!on(None).conflicts(&PortMapping { host_port: 81, ..on(None) }));
     }
 
