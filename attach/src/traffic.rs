@@ -225,8 +225,7 @@ mod tests {
             host_port: 80,
             container_port: 8080,
         };
-        let (v4, v6, any_v4, any_v6) =
-            (Some("192.0.2.1"), Some("2001:db8::1"), Some("0.0.0.0"), Some("::"));
+        let (v4, v6, any_v4, any_v6) = (Some("192.0.2.1"), Some("2001:db8::1"), Some("0.0.0.0"), Some("::"));
         for (one, other, conflict, ambiguous) in [
             (None, None, true, true),
             (None, v4, true, false),

@@ -1,10 +1,15 @@
 //! A network's configuration, from raw JSON to values that need no further check. PURE.
 
+mod chained;
 mod ipam;
 mod network;
 mod node;
+mod ports;
 mod resolv_conf;
 mod routes;
+mod traffic;
+mod tuning;
+mod vlan;
 
 use std::path::PathBuf;
 
@@ -13,10 +18,14 @@ use podwire_kernel::MacAddr;
 use crate::protocol::json::Field;
 use crate::protocol::{CniError, CniResult, Dns, Environment, Verb, check_ifname, code, parse_folded};
 
+pub use chained::check_chained;
 pub use ipam::{InProcess, Ipam, IpamConfig};
 pub use network::Network;
 pub use node::{NodeConfig, node_config_path};
 pub use resolv_conf::parse_resolv_conf;
+pub use traffic::{MasqueradeConfig, TrafficConfig};
+pub use tuning::{AllowList, Sysctl, TuningConfig, TuningSettings};
+pub use vlan::{VlanConfig, VlanMembership};
 
 /// Everything that the configuration on standard input says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,12 +36,16 @@ pub struct Config {
     pub bridge: BridgeConfig,
     /// Where addresses come from.
     pub ipam: Ipam,
+    /// What the node does to the pod's traffic.
+    pub traffic: TrafficConfig,
+    /// Settings of the pod's interface and network namespace.
+    pub tuning: TuningSettings,
     /// `dns`; where it is given, it replaces what IPAM says, even by an empty list.
     pub dns: Option<Dns>,
     /// `runtimeConfig.dns`: what the runtime writes into the container's resolv.conf by itself. The reference
     /// plugin does not put it into its result.
     pub runtime_dns: Option<Dns>,
-    /// The MAC address asked for: runtimeConfig.mac before args.cni.mac before CNI_ARGS.
+    /// The MAC address asked for: runtimeConfig.mac before args.cni.mac before CNI_ARGS before `mac`.
     pub mac: Option<MacAddr>,
     /// `prevResult`.
     pub prev_result: Option<CniResult>,
@@ -42,6 +55,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// `runDir`: where the agent's socket is, /run/podwire unless said otherwise.
     pub run_dir: PathBuf,
+    /// Those of the document's keys that make no sense behind another plugin. See [`check_chained`].
+    pub main_keys: Vec<&'static str>,
     /// The document as it came, for delegates.
     pub stdin: Vec<u8>,
     /// DEL and GC alone: what was wrong in the configuration and has been passed over, for standard error.
@@ -71,6 +86,8 @@ pub struct BridgeConfig {
     pub enable_dad: bool,
     /// `disableContainerInterface` (L2 alone): the container's end is left down.
     pub disable_container_interface: bool,
+    /// `vlan`, `vlanTrunk`, `preserveDefaultVlan`: the VLANs of the pod's port.
+    pub vlan: Option<VlanConfig>,
 }
 
 impl Default for BridgeConfig {
@@ -86,6 +103,7 @@ impl Default for BridgeConfig {
             port_isolation: false,
             enable_dad: false,
             disable_container_interface: false,
+            vlan: None,
         }
     }
 }
@@ -160,15 +178,23 @@ impl Config {
         let args = reader.take(root.object("args").and_then(|args| args.object("cni")))?;
 
         let ipam = ipam::read(&root, &args, &runtime, environment, &network, &mut reader)?;
-        if ipam == Ipam::None && network.version.is_single_address() {
-            let message = format!(
+        let bridge = BridgeConfig::read(&root, &ipam, environment.verb, &mut reader)?;
+        let traffic = TrafficConfig::read(&root, &runtime, environment.verb)?;
+        let tuning = TuningSettings::read(&root, &args, environment)?;
+        let prev_result = reader.take(read_prev_result(&root))?;
+        // Of the other verbs none can tell whether there will be addresses.
+        let no_addresses = environment.verb == Verb::Add && ipam == Ipam::None && prev_result.is_none();
+        if no_addresses && network.version.is_single_address() {
+            return Err(wrong(format!(
                 "CNI version {} has no result without an IP address: ipam is needed",
                 network.version
-            );
-            reader.refuse(wrong(message))?;
+            )));
         }
-        let bridge = BridgeConfig::read(&root, &ipam, &mut reader)?;
-        refuse_unsupported(&root, &runtime, &mut reader)?;
+        if no_addresses && traffic.address_check {
+            return Err(wrong(
+                "addressCheck needs ipam: without it podwire does not know the pod's addresses",
+            ));
+        }
         let valid_attachments = match environment.verb {
             // Whatever is not in this list is removed: a list that is not understood is an error.
             Verb::Gc => ValidAttachments::read(&root)?,
@@ -179,12 +205,15 @@ impl Config {
             ipam,
             dns: reader.take(read_dns(&root))?,
             runtime_dns: reader.take(read_runtime_dns(&runtime))?,
-            mac: reader.take(read_mac(environment, &args, &runtime))?,
-            prev_result: reader.take(read_prev_result(&root))?,
+            mac: reader.take(read_mac(environment, &args, &runtime))?.or(tuning.mac),
+            prev_result,
             valid_attachments,
             // A wrong guess here would look for the leases in another store.
             state_dir: directory(&root.at("stateDir"))?.unwrap_or_else(|| PathBuf::from(STATE_DIR)),
             run_dir: directory(&root.at("runDir"))?.unwrap_or_else(|| PathBuf::from(RUN_DIR)),
+            traffic,
+            tuning,
+            main_keys: chained::main_keys(&root),
             network,
             stdin: stdin.to_vec(),
             ignored: reader.ignored,
@@ -216,7 +245,7 @@ impl Reader {
 }
 
 impl BridgeConfig {
-    fn read(root: &Field<'_>, ipam: &Ipam, reader: &mut Reader) -> Result<Self, CniError> {
+    fn read(root: &Field<'_>, ipam: &Ipam, verb: Verb, reader: &mut Reader) -> Result<Self, CniError> {
         let mut switch = |key| reader.take(root.at(key).switch());
         let is_default_gateway = switch("isDefaultGateway")?;
         let config = Self {
@@ -228,8 +257,10 @@ impl BridgeConfig {
             port_isolation: switch("portIsolation")?,
             enable_dad: switch("enabledad")?,
             disable_container_interface: switch("disableContainerInterface")?,
-            mtu: reader.take(read_mtu(&root.at("mtu"), ipam))?,
+            mtu: reader.take(read_bridge_mtu(&root.at("mtu"), ipam))?,
             name: reader.take(read_bridge(&root.at("bridge")))?.unwrap_or_else(|| Self::default().name),
+            // What takes an interface away needs to know nothing of its VLANs.
+            vlan: if verb.is_removal() { None } else { vlan::read(root)? },
         };
         if config.hairpin_mode && config.promisc_mode {
             // A promiscuous bridge receives a hairpinned frame twice.
@@ -248,58 +279,26 @@ fn wrong(message: impl Into<String>) -> CniError {
     CniError::new(code::INVALID_NETWORK_CONFIG, message)
 }
 
-fn read_mtu(field: &Field<'_>, ipam: &Ipam) -> Result<Option<u32>, CniError> {
-    let Some(mtu) = field.positive()? else { return Ok(None) };
-    if !MTU.contains(&mtu.into()) {
+fn read_mtu(field: &Field<'_>) -> Result<Option<u32>, CniError> {
+    let mtu = field.positive()?;
+    if mtu.is_some_and(|mtu| !MTU.contains(&mtu.into())) {
         return Err(field.invalid(&format!("0 for automatic, or {} to {} bytes", MTU.start(), MTU.end())));
     }
-    if mtu < MIN_IPV6_MTU && ipam.has_ipv6_range() {
+    Ok(mtu)
+}
+
+fn read_bridge_mtu(field: &Field<'_>, ipam: &Ipam) -> Result<Option<u32>, CniError> {
+    let mtu = read_mtu(field)?;
+    if mtu.is_some_and(|mtu| mtu < MIN_IPV6_MTU) && ipam.has_ipv6_range() {
         return Err(field.invalid(&format!("at least {MIN_IPV6_MTU} bytes, since ipam has an IPv6 range")));
     }
-    Ok(Some(mtu))
+    Ok(mtu)
 }
 
 fn read_bridge(field: &Field<'_>) -> Result<Option<String>, CniError> {
     let Some(name) = field.text()? else { return Ok(None) };
     check_ifname(name).map_err(|why| field.invalid(&format!("an interface's name: {why}")))?;
     Ok(Some(name.to_owned()))
-}
-
-/// What the reference plugins do and we do not (yet): to go on without it would be worse than to stop.
-fn refuse_unsupported(root: &Field<'_>, runtime: &Field<'_>, reader: &mut Reader) -> Result<(), CniError> {
-    let vlan = root.at("vlan");
-    if reader.take(vlan.number(0..=u64::MAX))?.is_some_and(|id| id != 0) {
-        reader.refuse(vlan.unsupported("podwire does not tag frames; leave it out or set it to 0"))?;
-    }
-    let trunk = root.at("vlanTrunk");
-    if !reader.take(trunk.list())?.is_empty() {
-        reader.refuse(trunk.unsupported("podwire does not tag frames; leave it out"))?;
-    }
-    reader.take(root.at("preserveDefaultVlan").switch())?;
-    reader.take(root.at("ipMasqBackend").text())?;
-    for (key, instead) in [
-        ("macspoofchk", "podwire does not check for spoofed MAC addresses yet; set it to false"),
-        ("ipMasq", "podwire does not masquerade yet; set it to false"),
-    ] {
-        let field = root.at(key);
-        if reader.take(field.switch())? {
-            reader.refuse(field.unsupported(instead))?;
-        }
-    }
-    let ports = runtime.at("portMappings");
-    if !reader.take(ports.list())?.is_empty() {
-        reader.refuse(ports.unsupported("podwire does not map ports yet; chain the portmap plugin"))?;
-    }
-    let bandwidth = reader.take(runtime.object("bandwidth"))?;
-    for key in ["ingressRate", "ingressBurst", "egressRate", "egressBurst"] {
-        let field = bandwidth.at(key);
-        if reader.take(field.number(0..=u64::MAX))?.is_some_and(|rate| rate != 0) {
-            reader.refuse(
-                field.unsupported("podwire does not shape traffic yet; chain the bandwidth plugin"),
-            )?;
-        }
-    }
-    Ok(())
 }
 
 /// `dns`, where it says anything, if only an empty list.
@@ -329,11 +328,14 @@ fn read_mac(
     args: &Field<'_>,
     runtime: &Field<'_>,
 ) -> Result<Option<MacAddr>, CniError> {
-    let unicast = |text: &str| text.parse().ok().filter(|mac: &MacAddr| mac.is_unicast());
-    let read = |field: Field<'_>| field.parsed("a unicast MAC address such as 02:00:5e:10:00:01", unicast);
     // Both are read, so that a wrong one is an error even where the other wins.
-    let (args, runtime) = (read(args.at("mac"))?, read(runtime.at("mac"))?);
+    let (args, runtime) = (unicast(&args.at("mac"))?, unicast(&runtime.at("mac"))?);
     Ok(runtime.or(args).or(environment.args.mac))
+}
+
+fn unicast(field: &Field<'_>) -> Result<Option<MacAddr>, CniError> {
+    let parse = |text: &str| text.parse().ok().filter(|mac: &MacAddr| mac.is_unicast());
+    field.parsed("a unicast MAC address such as 02:00:5e:10:00:01", parse)
 }
 
 fn read_prev_result(root: &Field<'_>) -> Result<Option<CniResult>, CniError> {

@@ -7,6 +7,8 @@ use crate::protocol::CniVersion;
 
 mod recorded;
 mod refused;
+mod traffic;
+mod tuning;
 
 fn environment(verb: &str, args: &str) -> Environment {
     let variables = [
@@ -135,6 +137,7 @@ fn every_key_of_the_bridge_is_read_in_any_case() {
         port_isolation: true,
         enable_dad: true,
         disable_container_interface: false,
+        vlan: None,
     };
     let keys = json!({
         "bridge": "br7", "mtu": 1400, "isDefaultGateway": true, "forceAddress": true, "hairpinMode": true,

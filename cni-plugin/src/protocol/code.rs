@@ -45,3 +45,17 @@ pub const STORE: u32 = 108;
 pub const GC_INCOMPLETE: u32 = 109;
 /// An ADD failed, and so did taking back what it had done; the message names what stays.
 pub const NOT_UNDONE: u32 = 110;
+/// A host port is taken by another pod, which the message names.
+pub const PORT_TAKEN: u32 = 111;
+/// A host port's `hostIP` is no address of this node.
+pub const HOST_ADDRESS: u32 = 112;
+/// The packet filter's rules could not be installed, read or removed.
+pub const RULES: u32 = 113;
+/// The pod's traffic could not be shaped.
+pub const SHAPING: u32 = 114;
+/// A setting of the pod's interface or a sysctl could not be applied, saved or put back.
+pub const TUNING: u32 = 115;
+/// A sysctl is not on the node's allow-list, or the list cannot be read.
+pub const SYSCTL_FORBIDDEN: u32 = 116;
+/// Behind another plugin: its result names no interface that podwire could add to.
+pub const NOT_CHAINABLE: u32 = 117;

@@ -2,7 +2,8 @@
 //!
 //! Go matches keys without regard to case, and containerd relies on it: its port mappings arrive as
 //! `{"HostPort":..}` and its DNS settings as `{"Servers":..}`. So every key is folded to lower case as it is
-//! read, the last of two equal keys wins, `null` means "not there", and unknown keys are ignored.
+//! read, the last of two equal keys wins, `null` means "not there", and unknown keys are ignored. The names of sysctls
+//! are data, not keys: they keep their case and their order.
 
 use std::fmt;
 use std::io::Read;
@@ -50,7 +51,7 @@ pub fn parse_folded(document: &[u8]) -> Result<Value, CniError> {
         return Err(CniError::new(code::DECODING_FAILURE, message));
     }
     let mut deserializer = serde_json::Deserializer::from_slice(document);
-    let parsed = Folded { depth: 0 }.deserialize(&mut deserializer);
+    let parsed = Folded { depth: 0, names: false }.deserialize(&mut deserializer);
     let wrong = |e| CniError::new(code::DECODING_FAILURE, format!("error parsing JSON: {e}"));
     let value = parsed.map_err(wrong)?;
     deserializer.end().map_err(wrong)?;
@@ -63,8 +64,15 @@ pub(crate) fn write(document: &impl Serialize) -> String {
     serde_json::to_string(document).unwrap_or_default()
 }
 
+/// The key of the objects whose keys are names.
+const NAMES: &str = "sysctl";
+/// Under this key such an object is held, as a list of names and values.
+const PAIRS: &str = "pairs";
+
 struct Folded {
     depth: usize,
+    /// The value is one of [`NAMES`].
+    names: bool,
 }
 
 impl Folded {
@@ -124,7 +132,7 @@ impl<'de> Visitor<'de> for Folded {
     fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
         let depth = self.inner()?;
         let mut values = Vec::new();
-        while let Some(value) = access.next_element_seed(Folded { depth })? {
+        while let Some(value) = access.next_element_seed(Folded { depth, names: false })? {
             values.push(value);
         }
         Ok(Value::Array(values))
@@ -133,9 +141,21 @@ impl<'de> Visitor<'de> for Folded {
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
         let depth = self.inner()?;
         let mut map = Map::new();
+        if self.names {
+            let mut pairs = Vec::new();
+            while let Some(name) = access.next_key::<String>()? {
+                pairs.push(Value::Array(vec![
+                    name.into(),
+                    access.next_value_seed(Folded { depth, names: false })?,
+                ]));
+            }
+            map.insert(PAIRS.to_owned(), pairs.into());
+            return Ok(Value::Object(map));
+        }
         while let Some(mut key) = access.next_key::<String>()? {
             key.make_ascii_lowercase();
-            map.insert(key, access.next_value_seed(Folded { depth })?);
+            let names = key == NAMES;
+            map.insert(key, access.next_value_seed(Folded { depth, names })?);
         }
         Ok(Value::Object(map))
     }
@@ -197,6 +217,18 @@ impl<'a> Field<'a> {
         self.is_null() || self.value.as_str() == Some("")
     }
 
+    /// Whether nothing is asked for: absent, or what Go takes for absent, as `false`, `0`, `""`, `[]` and `{}`.
+    pub(crate) fn is_zero(&self) -> bool {
+        match self.value {
+            Value::Null | Value::Bool(false) => true,
+            Value::Bool(true) => false,
+            Value::Number(number) => number.as_f64() == Some(0.0),
+            Value::String(text) => text.is_empty(),
+            Value::Array(list) => list.is_empty(),
+            Value::Object(map) => map.is_empty(),
+        }
+    }
+
     pub(crate) fn is_object(&self) -> bool {
         self.value.is_object()
     }
@@ -218,9 +250,14 @@ impl<'a> Field<'a> {
 
     /// The switch; off where it is absent.
     pub(crate) fn switch(&self) -> Result<bool, CniError> {
+        Ok(self.choice()?.unwrap_or(false))
+    }
+
+    /// The switch; `None` where it is absent.
+    pub(crate) fn choice(&self) -> Result<Option<bool>, CniError> {
         match self.value {
-            Value::Null => Ok(false),
-            Value::Bool(on) => Ok(*on),
+            Value::Null => Ok(None),
+            Value::Bool(on) => Ok(Some(*on)),
             _ => Err(self.invalid("true or false")),
         }
     }
@@ -266,6 +303,30 @@ impl<'a> Field<'a> {
     pub(crate) fn texts(&self) -> Result<Vec<String>, CniError> {
         let text = |element: Self| Ok(element.text()?.unwrap_or_default().to_owned());
         self.list()?.into_iter().map(text).collect()
+    }
+
+    /// The names and values of an object whose keys are names, in the document's order; none where it is absent.
+    pub(crate) fn pairs(&self) -> Result<Vec<(&'a str, Self)>, CniError> {
+        let pairs = match self.value {
+            Value::Null => return Ok(Vec::new()),
+            Value::Object(map) => map.get(PAIRS).and_then(Value::as_array).into_iter().flatten(),
+            _ => return Err(self.invalid("an object")),
+        };
+        let pair = |pair: &'a Value| match pair.as_array().map(Vec::as_slice) {
+            Some([Value::String(name), value]) => {
+                Some((name.as_str(), Self { value, path: format!("{}[{name:?}]", self.path) }))
+            }
+            _ => None,
+        };
+        Ok(pairs.filter_map(pair).collect())
+    }
+
+    /// The text, which may be empty; `None` where it is absent.
+    pub(crate) fn any_text(&self) -> Result<Option<&'a str>, CniError> {
+        match self.value {
+            Value::String(text) => Ok(Some(text)),
+            _ => self.text(),
+        }
     }
 
     /// The text as something else; `None` where it is absent or empty.

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use podwire_attach::{PortMapping, Protocol, RateLimit, Shaping};
+
 use super::*;
 
 struct Call {
@@ -60,7 +62,6 @@ fn every_call_is_read() {
     {
         let mut stdin = call.stdin.clone();
         stdin["type"] = "podwire".into();
-        stdin["ipMasq"] = false.into();
         let config = call.parse(&stdin).unwrap_or_else(|error| panic!("{}: {error}", call.name));
         assert_eq!(config.ignored, Vec::<String>::new(), "{}", call.name);
         assert_eq!(config.bridge.name, stdin["bridge"].as_str().unwrap(), "{}", call.name);
@@ -84,18 +85,18 @@ fn every_call_is_read() {
 }
 
 #[test]
-fn masquerading_is_refused_on_add_and_not_on_removal() {
+fn masquerading_is_read() {
+    let mut found = 0;
     for call in calls().iter().filter(|call| call.stdin["ipMasq"] == true) {
         let mut stdin = call.stdin.clone();
         stdin["type"] = "podwire".into();
-        match (call.environment().verb.is_removal(), call.parse(&stdin)) {
-            (true, Ok(config)) => {
-                assert!(config.ignored[0].starts_with("unsupported ipMasq: true"), "{}", call.name)
-            }
-            (false, Err(error)) => assert_eq!(error.code, code::UNSUPPORTED_FIELD, "{}", call.name),
-            (_, other) => panic!("{}: {other:?}", call.name),
-        }
+        let config = call.parse(&stdin).unwrap_or_else(|error| panic!("{}: {error}", call.name));
+        let expected = MasqueradeConfig { fully_random: true, cluster_ranges: vec![] };
+        let expected = Some(expected).filter(|_| !call.environment().verb.is_removal());
+        assert_eq!(config.traffic.masquerade, expected, "{}", call.name);
+        found += 1;
     }
+    assert_eq!(found, 105);
 }
 
 #[test]
@@ -117,20 +118,50 @@ fn calls_of_loopback_and_of_version_are_read() {
 
 #[test]
 fn host_ports_and_bandwidth_are_found_whatever_their_case() {
-    // The chain hands each plugin its own capabilities; a configuration that gives them to us is refused.
+    let port = |protocol, host_ip: Option<&str>, host_port, container_port| PortMapping {
+        protocol,
+        host_ip: host_ip.map(|ip| ip.parse().unwrap()),
+        host_port,
+        container_port,
+    };
+    let ports = [
+        port(Protocol::Tcp, None, 18081, 8080),
+        port(Protocol::Udp, Some("127.0.0.1"), 15353, 53),
+        port(Protocol::Sctp, None, 19999, 9999),
+    ];
+    let limit = |rate| Some(RateLimit { rate, burst: None });
+    let shaping = Shaping { to_pod: limit(10_000_000), from_pod: limit(5_000_000) };
     let mut found = 0;
     for call in calls().iter().filter(|call| matches!(call.plugin.as_str(), "portmap" | "bandwidth")) {
-        let mut stdin = call.stdin.clone();
-        stdin["type"] = "podwire".into();
-        match call.parse(&stdin) {
-            Err(error) => assert_eq!(error.code, code::UNSUPPORTED_FIELD, "{}: {error}", call.name),
-            Ok(config) => {
-                assert!(config.ignored[0].starts_with("unsupported runtimeConfig"), "{}", call.name)
-            }
+        for spelling in [str::to_owned, lower_camel] {
+            let mut stdin = renamed(&call.stdin, spelling);
+            stdin["type"] = "podwire".into();
+            let config = call.parse(&stdin).unwrap_or_else(|error| panic!("{}: {error}", call.name));
+            assert_eq!(check_chained(&config), Ok(()), "{}", call.name);
+            let expected = match (call.environment().verb, call.plugin.as_str()) {
+                (Verb::Del, _) => TrafficConfig::default(),
+                (_, "portmap") => TrafficConfig { ports: ports.to_vec(), ..TrafficConfig::default() },
+                _ => TrafficConfig { shaping, ..TrafficConfig::default() },
+            };
+            assert_eq!(config.traffic, expected, "{}", call.name);
         }
         found += 1;
     }
     assert_eq!(found, 12);
+}
+
+/// As podman and libcni write what containerd writes with capitals.
+fn lower_camel(key: &str) -> String {
+    let mut chars = key.chars();
+    chars.next().map(|first| first.to_ascii_lowercase()).into_iter().chain(chars).collect()
+}
+
+fn renamed(value: &Value, name: fn(&str) -> String) -> Value {
+    match value {
+        Value::Object(map) => map.iter().map(|(key, value)| (name(key), renamed(value, name))).collect(),
+        Value::Array(list) => list.iter().map(|value| renamed(value, name)).collect(),
+        other => other.clone(),
+    }
 }
 
 #[test]
