@@ -274,16 +274,35 @@ fn verbs_are_refused_before_their_version() {
     }
 }
 
-/// A configuration in which one value, anywhere, is replaced by one of another kind.
-fn spoilt() -> impl Strategy<Value = Value> {
-    let good = with(json!({
-        "bridge": "br0", "mtu": 1400, "isGateway": true, "vlan": 0, "vlanTrunk": [{"id": 1}], "dns": {"nameservers": ["a"]},
-        "args": {"cni": {"ips": ["10.1.0.7"], "mac": "02:00:00:00:00:01"}},
-        "runtimeConfig": {"ips": ["10.1.0.8/24"], "ipRanges": [[{"subnet": "10.2.0.0/24"}]], "portMappings": [{"hostPort": 1}], "bandwidth": {"ingressRate": 5}},
+/// A configuration with every key.
+fn whole() -> Value {
+    with(json!({
+        "bridge": "br0", "mtu": 1400, "isGateway": true, "vlan": 0, "preserveDefaultVlan": true, "vlanTrunk": [{"id": 1, "minID": 4, "maxID": 5}], "dns": {"nameservers": ["a"]},
+        "args": {"cni": {"ips": ["10.1.0.7"], "mac": "02:00:00:00:00:01", "sysctl": {"net.a": "1"}, "promisc": true, "txQLen": 1}},
+        "ipMasq": true, "ipMasqBackend": "nftables", "masqueradeRandom": false, "clusterRanges": ["10.0.0.0/8"],
+        "snat": true, "masqAll": false, "markMasqBit": 13, "backend": "iptables", "conditionsV4": ["ip saddr 10.0.0.1"], "conditionsV6": [],
+        "ingressRate": 8, "ingressBurst": 8, "egressRate": 8, "egressBurst": 8, "ingressPolicy": "isolated", "macspoofchk": true, "addressCheck": true,
+        "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1", "net/core/somaxconn": "5"}, "mac": "02:00:00:00:00:02", "promisc": true, "allmulti": true, "txQLen": 5,
+        "runtimeConfig": {"ips": ["10.1.0.8/24"], "ipRanges": [[{"subnet": "10.2.0.0/24"}]], "portMappings": [{"hostPort": 1, "containerPort": 2, "protocol": "tcp", "hostIP": "::"}], "bandwidth": {"ingressRate": 8, "ingressBurst": 9}},
         "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0/24", "gateway": "10.1.0.1"}]], "routes": [{"dst": "0.0.0.0/0", "table": 5}]},
         "prevResult": {"ips": [{"address": "10.1.0.7/24", "interface": 0}], "interfaces": [{"name": "a"}], "routes": [{"dst": "::/0"}]},
         "cni.dev/valid-attachments": [{"containerID": "a", "ifname": "b"}],
-    }));
+    }))
+}
+
+#[test]
+fn a_configuration_with_every_key_is_taken() {
+    for verb in ["ADD", "CHECK", "STATUS", "GC", "DEL"] {
+        let environment = environment(verb, "");
+        let document = whole().to_string();
+        assert_eq!(Config::parse(document.as_bytes(), &environment).map(|config| config.ignored), Ok(vec![]));
+        assert!(TuningConfig::parse(document.as_bytes(), &environment).is_ok());
+    }
+}
+
+/// A configuration in which one value, anywhere, is replaced by one of another kind.
+fn spoilt() -> impl Strategy<Value = Value> {
+    let good = whole();
     let mut pointers = Vec::new();
     collect(&good, String::new(), &mut pointers);
     let other = prop_oneof![
@@ -326,7 +345,10 @@ proptest! {
     fn one_wrong_value_is_an_error_or_nothing_and_never_a_panic(document in spoilt()) {
         let document = document.to_string();
         for verb in ["ADD", "CHECK", "STATUS", "GC", "DEL"] {
-            if let Err(error) = Config::parse(document.as_bytes(), &environment(verb, "")) {
+            let environment = environment(verb, "");
+            let main = Config::parse(document.as_bytes(), &environment).map(|config| check_chained(&config).err());
+            let tuning = TuningConfig::parse(document.as_bytes(), &environment).map(|_| None);
+            for error in [main, tuning].into_iter().filter_map(|outcome| outcome.unwrap_or_else(Some)) {
                 prop_assert!(matches!(error.code, 1 | 2 | 6 | 7), "{}", error);
                 prop_assert!(!error.msg.is_empty() && error.msg.len() < 1000);
             }

@@ -14,6 +14,37 @@ fn keys_are_folded_at_every_level_and_values_are_not() {
 }
 
 #[test]
+fn names_of_sysctls_keep_their_case_and_their_order_and_are_all_there() {
+    let folded = fold(r#"{"a":{"SysCtl":{"net.B":"1","net.A":{"C":2},"net.B":null}},"sysctl":[{"D":1}]}"#);
+    let root = Field::root(&folded);
+    let field = root.object("A").unwrap().at("sysctl");
+    let pairs = field.pairs().unwrap();
+    let found: Vec<_> = pairs.iter().map(|(name, value)| (*name, value.path())).collect();
+    let path = |name| format!("sysctl[\"{name}\"]");
+    let [first, second, third] = ["net.B", "net.A", "net.B"].map(|name| (name, format!("A.{}", path(name))));
+    assert_eq!(found, [(first.0, &*first.1), (second.0, &*second.1), (third.0, &*third.1)]);
+    assert_eq!(pairs[0].1.any_text(), Ok(Some("1")));
+    // What stands below a name is folded again.
+    assert_eq!(pairs[1].1.at("c").number(0..=9), Ok(Some(2)));
+    assert!(pairs[2].1.is_null());
+    assert_eq!(
+        root.at("sysctl").pairs().unwrap_err().msg,
+        r#"invalid sysctl: [{"d":1}] (expected an object)"#
+    );
+    assert_eq!(root.at("other").pairs().unwrap().len(), 0);
+    let empty = fold(r#"{"sysctl":{}}"#);
+    assert_eq!(Field::root(&empty).at("sysctl").pairs().unwrap().len(), 0);
+}
+
+#[test]
+fn what_go_takes_for_absent_asks_for_nothing() {
+    let value = fold(r#"{"zero":[null,false,0,0.0,"",[],{}],"more":[true,1,-1,0.5," ",[0],{"a":0}]}"#);
+    let root = Field::root(&value);
+    assert!(root.at("zero").list().unwrap().iter().all(Field::is_zero));
+    assert!(!root.at("more").list().unwrap().iter().any(Field::is_zero));
+}
+
+#[test]
 fn the_last_of_equal_keys_wins() {
     assert_eq!(fold(r#"{"mtu":1,"MTU":2,"Mtu":{"a":1,"A":2}}"#), json!({"mtu": {"a": 2}}));
     assert_eq!(fold(r#"{"mtu":{"a":1},"mtu":null}"#), json!({"mtu": null}));
