@@ -74,6 +74,11 @@ impl Error {
         self.is(&[Errno::EBUSY, Errno::EAGAIN])
     }
 
+    /// Whether what the request was made for has changed meanwhile (ERESTART, EINTR): read again, then try again.
+    pub fn is_changed(&self) -> bool {
+        self.is(&[Errno::ERESTART, Errno::EINTR])
+    }
+
     /// Whether the caller lacks the right (EPERM, EACCES): podwire needs CAP_NET_ADMIN and CAP_SYS_ADMIN.
     pub fn is_denied(&self) -> bool {
         self.is(&[Errno::EPERM, Errno::EACCES])

@@ -11,6 +11,7 @@
 
 pub mod addr;
 pub mod clock;
+pub mod conntrack;
 pub mod detached;
 mod error;
 #[cfg(feature = "events")]
@@ -19,9 +20,13 @@ pub mod link;
 mod mac;
 mod netlink;
 mod netns;
+mod nfnetlink;
+pub mod nft;
+pub mod port;
 pub mod priority;
 mod reply;
 pub mod route;
+mod socket;
 pub mod sysctl;
 
 pub use addr::Family;

@@ -8,7 +8,6 @@ use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{
@@ -16,32 +15,17 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
-use nix::libc;
-use nix::sys::socket::{setsockopt, sockopt};
-use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::addr::{self, Address};
 use crate::error::{Error, Result};
 use crate::link::{self, Link, LinkRef};
 use crate::reply::{Body, parse_replies};
 use crate::route::{self, Route, RouteFilter};
+use crate::socket::{Channel, DUMP_ATTEMPTS, lost_answer, pause};
 
 /// The most requests in one send. 200 failures, each with its text, fit the default receive buffer.
 const BATCH: usize = 200;
-
-/// How long an answer may take. The kernel answers within `send`, so this ends only what is broken.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// How often a dump is taken again because the tables changed meanwhile.
-const DUMP_ATTEMPTS: u32 = 20;
-
-/// The kernel makes a dump's datagrams as large as the reader's buffer, up to this.
-const DATAGRAM: usize = 32 * 1024;
-
-/// The length of `struct nlmsghdr`.
-const NLMSG_HEADER: usize = 16;
 
 /// One request to the kernel: a message and the words for its error. Made by [`link`], [`addr`] and [`route`],
 /// carried out by [`Netlink::apply`]. It may name an open file, which then outlives it.
@@ -111,10 +95,8 @@ impl fmt::Debug for Request<'_> {
 /// After an error of the socket itself (ETIMEDOUT, ENOBUFS, EMSGSIZE) the state must be read again, through a new
 /// socket: a dump may still be under way in the old one.
 pub struct Netlink {
-    socket: Socket,
+    channel: Channel,
     sequence: u32,
-    outgoing: Vec<u8>,
-    incoming: Vec<u8>,
 }
 
 impl Netlink {
@@ -125,21 +107,15 @@ impl Netlink {
     /// The socket cannot be made (EMFILE, ENOMEM), or the kernel is older than 4.20 (ENOPROTOOPT).
     pub fn open() -> Result<Self> {
         let failed = |e: io::Error| Error::io("open netlink socket", "", &e);
-        let socket = Socket::new(NETLINK_ROUTE).map_err(failed)?;
-        // A connected netlink socket takes datagrams from its peer alone, here the kernel.
-        socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
-        socket.set_ext_ack(true).map_err(failed)?;
-        socket.set_cap_ack(true).map_err(failed)?;
-        socket.set_netlink_get_strict_chk(true).map_err(failed)?;
-        let patience = TimeVal::seconds(PATIENCE.as_secs().try_into().unwrap_or(5));
-        setsockopt(&socket, sockopt::ReceiveTimeout, &patience).map_err(|e| failed(e.into()))?;
-        Ok(Self { socket, sequence: 0, outgoing: Vec::new(), incoming: Vec::with_capacity(DATAGRAM) })
+        let channel = Channel::open(NETLINK_ROUTE).map_err(failed)?;
+        channel.socket.set_netlink_get_strict_chk(true).map_err(failed)?;
+        Ok(Self { channel, sequence: 0 })
     }
 
     /// The cookie of the socket's network namespace (SO_NETNS_COOKIE): never given twice within one boot. `None`
     /// before Linux 5.14.
     pub fn netns_cookie(&self) -> Option<u64> {
-        crate::netns::cookie(self.socket.as_fd())
+        crate::netns::cookie(self.channel.socket.as_fd())
     }
 
     /// Carries out the requests in their order, up to 200 in one send.
@@ -311,12 +287,12 @@ impl Netlink {
         self.serialize(requests);
         let last_sequence = self.sequence;
         let dump = last.flags & NLM_F_DUMP == NLM_F_DUMP;
-        self.send().map_err(|errno| last.error(errno))?;
+        self.channel.send().map_err(|errno| last.error(errno))?;
 
         let mut failure: Option<Error> = None;
         let mut whole = true;
         loop {
-            match self.receive() {
+            match self.channel.receive() {
                 Ok(()) => {}
                 // The dump goes on behind the gap.
                 Err(Errno::ENOBUFS | Errno::EMSGSIZE) if dump => {
@@ -325,7 +301,7 @@ impl Netlink {
                 }
                 Err(errno) => return Err(last.error(errno).with(lost_answer(errno))),
             }
-            for reply in parse_replies(&self.incoming) {
+            for reply in parse_replies(&self.channel.incoming) {
                 if reply.body == Body::Malformed {
                     return Err(last.error(Errno::EPROTO).with("the kernel's answer cannot be read"));
                 }
@@ -368,75 +344,21 @@ impl Netlink {
     }
 
     fn serialize(&mut self, requests: &[&Request<'_>]) {
-        self.outgoing.clear();
+        self.channel.outgoing.clear();
         for (i, request) in requests.iter().enumerate() {
             self.sequence = self.sequence.wrapping_add(1);
             let mut flags = NLM_F_REQUEST | request.flags;
             if i + 1 < requests.len() {
                 flags &= !NLM_F_ACK;
             }
-            // struct nlmsghdr; port 0 lets the kernel fill in ours.
-            let length = u32::try_from(NLMSG_HEADER + request.payload.len()).unwrap_or(u32::MAX);
-            self.outgoing.extend_from_slice(&length.to_ne_bytes());
-            self.outgoing.extend_from_slice(&request.kind.to_ne_bytes());
-            self.outgoing.extend_from_slice(&flags.to_ne_bytes());
-            self.outgoing.extend_from_slice(&self.sequence.to_ne_bytes());
-            self.outgoing.extend_from_slice(&0_u32.to_ne_bytes());
-            self.outgoing.extend_from_slice(&request.payload);
-            self.outgoing.resize(self.outgoing.len().next_multiple_of(4), 0);
-        }
-    }
-
-    fn send(&self) -> Result<(), Errno> {
-        loop {
-            match self.socket.send(&self.outgoing, 0) {
-                Ok(_) => return Ok(()),
-                Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)) {
-                    Errno::EINTR => {}
-                    errno => return Err(errno),
-                },
-            }
-        }
-    }
-
-    /// One datagram of the kernel's into `incoming`.
-    fn receive(&mut self) -> Result<(), Errno> {
-        loop {
-            self.incoming.clear();
-            match self.socket.recv_from(&mut self.incoming, libc::MSG_TRUNC) {
-                Ok((_, sender)) if sender.port_number() != 0 => {}
-                Ok((length, _)) if length > self.incoming.len() => {
-                    self.incoming.reserve(length);
-                    return Err(Errno::EMSGSIZE);
-                }
-                Ok(_) => return Ok(()),
-                Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)) {
-                    Errno::EINTR => {}
-                    Errno::EAGAIN => return Err(Errno::ETIMEDOUT),
-                    errno => return Err(errno),
-                },
-            }
+            self.channel.push(request.kind, flags, self.sequence, &request.payload);
         }
     }
 }
 
 impl fmt::Debug for Netlink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Netlink").field("socket", &self.socket).finish_non_exhaustive()
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the kernel does not say when its tables have come to rest")]
-fn pause(attempt: u32) {
-    std::thread::sleep(Duration::from_millis(attempt.into()));
-}
-
-fn lost_answer(errno: Errno) -> &'static str {
-    match errno {
-        Errno::ETIMEDOUT => "the kernel did not answer within 5 s",
-        Errno::ENOBUFS => "the kernel's answer was lost; the request may have been carried out",
-        Errno::EMSGSIZE => "the kernel's answer is larger than the buffer; ask again",
-        _ => "the kernel's answer could not be received",
+        f.debug_struct("Netlink").field("socket", &self.channel.socket).finish_non_exhaustive()
     }
 }
 

@@ -86,20 +86,32 @@ pub fn parse_replies(datagram: &[u8]) -> impl Iterator<Item = Reply> + '_ {
         }
         Some(Reply {
             sequence: header.sequence,
-            multi: header.flags & NLM_F_MULTI != 0,
-            interrupted: header.flags & NLM_F_DUMP_INTR != 0,
+            multi: header.is_multi(),
+            interrupted: header.is_interrupted(),
             body,
         })
     })
 }
 
-struct Header {
-    kind: u16,
+/// What `struct nlmsghdr` says besides its length.
+pub(crate) struct Header {
+    pub(crate) kind: u16,
     flags: u16,
-    sequence: u32,
+    pub(crate) sequence: u32,
 }
 
-fn split_message(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
+impl Header {
+    pub(crate) fn is_multi(&self) -> bool {
+        self.flags & NLM_F_MULTI != 0
+    }
+
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.flags & NLM_F_DUMP_INTR != 0
+    }
+}
+
+/// The first message of a datagram: its header, its payload, and what follows it.
+pub(crate) fn split_message(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
     let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
     if length < HEADER {
         return None;
@@ -110,19 +122,29 @@ fn split_message(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
     Some((header, payload, next))
 }
 
+/// The body of a message of netlink itself, the same in every protocol; `None` for the protocol's own messages.
+pub(crate) fn parse_control(header: &Header, payload: &[u8]) -> Option<Body> {
+    Some(match header.kind {
+        // NLMSG_ERROR
+        2 => parse_error(header, payload),
+        // NLMSG_DONE: a dump can end with an error, in the same place as an error message's.
+        3 => match i32_at(payload, 0) {
+            Some(code) if code != 0 => failure(code, payload.get(4..).unwrap_or_default(), header.flags),
+            _ => Body::Done,
+        },
+        // NLMSG_OVERRUN
+        4 => Body::Overrun,
+        _ => return None,
+    })
+}
+
 fn parse_body(header: &Header, payload: &[u8]) -> Body {
+    if let Some(body) = parse_control(header, payload) {
+        return body;
+    }
     let link = || Link::parse(payload).map(Box::new);
     let route = || Route::parse(payload).map(Box::new);
     let body = match header.kind {
-        // NLMSG_ERROR
-        2 => Some(parse_error(header, payload)),
-        // NLMSG_DONE: a dump can end with an error, in the same place as an error message's.
-        3 => Some(match i32_at(payload, 0) {
-            Some(code) if code != 0 => failure(code, payload.get(4..).unwrap_or_default(), header.flags),
-            _ => Body::Done,
-        }),
-        // NLMSG_OVERRUN
-        4 => Some(Body::Overrun),
         // RTM_NEWLINK and RTM_DELLINK; a family other than AF_UNSPEC is a bridge's or IPv6's view of a link that
         // itself stays: a port that leaves its bridge sends RTM_DELLINK with AF_BRIDGE.
         16 | 17 if payload.first().is_some_and(|family| *family != 0) => Some(Body::Other),
@@ -192,6 +214,21 @@ fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     bytes_at(bytes, at).map(u16::from_ne_bytes)
+}
+
+/// A number in network byte order, as netfilter's are.
+pub(crate) fn be32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes_at(bytes, at).map(u32::from_be_bytes)
+}
+
+/// A number in network byte order.
+pub(crate) fn be16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes_at(bytes, at).map(u16::from_be_bytes)
+}
+
+/// A number in network byte order.
+pub(crate) fn be64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    bytes_at(bytes, at).map(u64::from_be_bytes)
 }
 
 pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {

@@ -1,0 +1,1 @@
+//! Connection tracking: which connections the kernel knows, and making it forget one.
