@@ -24,10 +24,12 @@ mod nfnetlink;
 pub mod nft;
 pub mod port;
 pub mod priority;
+pub mod qdisc;
 mod reply;
 pub mod route;
 mod socket;
 pub mod sysctl;
+pub mod vlan;
 
 pub use addr::Family;
 pub use error::{Error, Result};
