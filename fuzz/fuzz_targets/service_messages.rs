@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use podwire_ipam::service::{Op, Request, Response, SPEAKS, frame, read_request, receive};
-use podwire_ipam::{BootMillis, Change, Observation, Pool};
+use podwire_ipam::{BootMillis, Change, Lease, Observation, Pool, Sight, Sights};
 
 fuzz_target!(|data: &[u8]| {
     let _ = receive::<Request>(&mut &*data);
@@ -29,12 +29,19 @@ fuzz_target!(|data: &[u8]| {
 
 fn carry_out(pool: &Pool, op: Op, now: BootMillis) -> Vec<Change> {
     match op {
-        Op::Reserve(reserve) => pool.reserve(&reserve, now).map(|(_, changes)| changes).unwrap_or_default(),
+        Op::Reserve(reserve) => {
+            let gone = |lease: &Lease| (lease.attachment.owner.id(), Sight::Gone);
+            let seen: Sights = pool.port_rivals(&reserve.attachment).map(gone).collect();
+            pool.reserve(&reserve, &seen, now).map(|(_, changes)| changes).unwrap_or_default()
+        }
         Op::Attached { owner, generation, finished } => {
             pool.attached(owner.id(), generation, finished.as_deref(), now).unwrap_or_default()
         }
         Op::Cancel { owner, generation } => pool.cancel(owner.id(), generation, now),
-        Op::Delete { owner } => pool.begin_delete(&owner).map(|(_, changes)| changes).unwrap_or_default(),
+        Op::Delete { owner, ends } => {
+            let ended: Vec<_> = pool.ended_by(&owner, ends).map(|lease| lease.attachment.owner.clone()).collect();
+            ended.iter().filter_map(|owner| pool.begin_delete(owner)).flat_map(|(_, changes)| changes).collect()
+        }
         Op::FinishDelete { owner, generation } => pool.finish_delete(owner, generation, now),
         Op::Gc { network, valid, runtime } => {
             pool.gc(&network, &valid, runtime.as_deref(), &Observation::default()).changes

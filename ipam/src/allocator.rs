@@ -14,7 +14,7 @@ use crate::import::Contents;
 use crate::service::{
     Answer, DEADLINE_SECONDS, Deletion, GC_DEADLINE_SECONDS, GcReport, Op, STATUS_DEADLINE_SECONDS,
 };
-use crate::{Error, GcPlan, Grant, Lease, RangeSet, Reserve, SetUsage};
+use crate::{Ends, Error, GcPlan, Grant, Lease, RangeSet, Reserve, SetUsage};
 
 /// How long to wait for an allocator that is busy or about to start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -234,17 +234,15 @@ impl Allocator {
         self.done(&answer)
     }
 
-    /// Begins a DEL, durably. The agent also removes the link and answers when it is gone.
+    /// Begins a DEL, durably. The agent also removes rules, queues and the link and answers when they are gone.
     ///
     /// # Errors
-    /// Whatever keeps the store from recording it; the agent's failure to remove the link, the lease then stays
+    /// Whatever keeps the store from recording it; the agent's failure to remove something, the lease then stays
     /// `Deleting`.
-    pub fn delete(&mut self, owner: &Owner) -> Result<Deletion, Error> {
-        let op = || Op::Delete { owner: owner.clone() };
-        let direct = |engine: &mut Engine| {
-            let lease = engine.begin_delete(owner)?;
-            Ok(Answer::Deletion(Deletion::Remove(lease.map(Box::new))))
-        };
+    pub fn delete(&mut self, owner: &Owner, ends: Ends) -> Result<Deletion, Error> {
+        let op = || Op::Delete { owner: owner.clone(), ends };
+        let direct =
+            |engine: &mut Engine| Ok(Answer::Deletion(Deletion::Remove(engine.begin_delete(owner, ends)?)));
         match self.run(op, direct)? {
             Answer::Deletion(deletion) => Ok(deletion),
             other => Err(self.unexpected(&other)),

@@ -83,13 +83,23 @@ impl Client {
             self.stream.set_read_timeout(timeout).map_err(|e| self.failed(e, seconds))?;
             self.seconds = seconds;
         }
+        if self.version < op.version() {
+            // An earlier answer on this connection has said what the agent speaks.
+            return Err(Error::Versions {
+                socket: self.path.clone(),
+                agent_oldest: *self.speaks.start(),
+                agent_newest: self.version,
+                oldest: op.version(),
+                newest: *self.speaks.end(),
+            });
+        }
         // Downwards only, so it ends.
         loop {
             let response = self.ask(op, meanwhile).map_err(|e| self.failed(e, seconds))?;
             match response.result {
                 Outcome::Ok(answer) => return Ok(answer),
                 Outcome::Error(failure) if failure.code == VERSION_CODE => {
-                    self.version = self.lower(response.speaks)?;
+                    self.version = self.lower(response.speaks, op.version())?;
                 }
                 Outcome::Error(failure) => return Err(failure.into()),
             }
@@ -112,17 +122,17 @@ impl Client {
         Ok(response)
     }
 
-    /// The newest version that both speak, if it is lower than the present one.
-    fn lower(&self, (agent_oldest, agent_newest): (u32, u32)) -> Result<u32, Error> {
+    /// The newest version that both speak, if it is lower than the present one and not below the lowest that will do.
+    fn lower(&self, (agent_oldest, agent_newest): (u32, u32), lowest: u32) -> Result<u32, Error> {
         let version = agent_newest.min(self.version.saturating_sub(1));
-        if version >= agent_oldest && self.speaks.contains(&version) {
+        if version >= agent_oldest.max(lowest) && self.speaks.contains(&version) {
             return Ok(version);
         }
         Err(Error::Versions {
             socket: self.path.clone(),
             agent_oldest,
             agent_newest,
-            oldest: *self.speaks.start(),
+            oldest: lowest.max(*self.speaks.start()),
             newest: *self.speaks.end(),
         })
     }

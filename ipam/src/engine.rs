@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use podwire_attach::{Attachment, NetworkId, Owner, OwnerId};
-use podwire_kernel::link::Link;
+use podwire_kernel::link::{Link, LinkRef};
 use podwire_kernel::{Netlink, Netns, NetnsError, clock};
 
 use crate::cached_results::{self, CachedResult};
@@ -20,8 +20,8 @@ use crate::rebuild::{self, Found};
 use crate::service::{Answer, EXTRAS, MAX_FRAME, PAGE};
 use crate::store::{Durability, Loaded, SledStore, Store, StoreOrigin};
 use crate::{
-    BootMillis, Change, Error, GcPlan, Grant, Hold, Lease, LeaseState, Observation, Pool, RangeSet, Reserve,
-    SetUsage, Sight, SweepPlan, Undo,
+    BootMillis, Change, Ends, Error, GcPlan, Grant, Hold, Lease, LeaseState, Observation, Pool, RangeSet,
+    Reserve, SetUsage, Sight, Sights, SweepPlan, Undo,
 };
 
 /// How old the last comparison of leases and links may be before a process that opens the store makes another.
@@ -49,6 +49,8 @@ pub struct Engine {
     vantage: Vantage,
     /// Whose netns this process has seen.
     seen: BTreeSet<OwnerId>,
+    /// Whose rules are being removed: until that is done their ports are nobody else's.
+    removing: BTreeSet<OwnerId>,
     notices: Vec<String>,
     boot: String,
     dirs: Dirs,
@@ -91,6 +93,7 @@ impl Engine {
             is_lazy: false,
             vantage,
             seen: BTreeSet::new(),
+            removing: BTreeSet::new(),
             notices: Vec::new(),
             boot,
             dirs: dirs.clone(),
@@ -190,6 +193,9 @@ impl Engine {
             undo: Vec::new(),
             durability,
             unreadable: BTreeSet::new(),
+            vantage: self.vantage,
+            seen: &self.seen,
+            removing: &mut self.removing,
         };
         let done = operations(&mut batch);
         let Batch { changes, undo, durability, .. } = batch;
@@ -261,8 +267,8 @@ impl Engine {
     }
 
     /// See [`Batch::begin_delete`]; durable.
-    pub fn begin_delete(&mut self, owner: &Owner) -> Result<Option<Lease>, Error> {
-        self.batch(|batch| batch.begin_delete(owner))
+    pub fn begin_delete(&mut self, owner: &Owner, ends: Ends) -> Result<Vec<Lease>, Error> {
+        self.batch(|batch| batch.begin_delete(owner, ends))
     }
 
     /// See [`Batch::finish_delete`]; not durable.
@@ -502,6 +508,9 @@ pub struct Batch<'e> {
     durability: Durability,
     /// Directories of host-local that could not be read: its lock is waited for once, not by each of fifty ADDs.
     unreadable: BTreeSet<PathBuf>,
+    vantage: Vantage,
+    seen: &'e BTreeSet<OwnerId>,
+    removing: &'e mut BTreeSet<OwnerId>,
 }
 
 impl Batch<'_> {
@@ -537,11 +546,38 @@ impl Batch<'_> {
             Some(directory) => self.import(network, directory, &request.sets)?,
             None => Vec::new(),
         };
-        let (mut grant, changes) = self.pool.reserve(request, self.now)?;
+        let rivals = self.look_at_rivals(&request.attachment);
+        let (mut grant, changes) = self.pool.reserve(request, &rivals, self.now)?;
         self.apply(changes);
         self.must_last();
         notices.append(&mut grant.notices);
         Ok(Grant { notices, ..grant })
+    }
+
+    /// Whether those live who have a host port that this attachment asks for. The kernel is asked only if there are any.
+    fn look_at_rivals(&self, attachment: &Attachment) -> Sights {
+        let mut netlink = None;
+        let mut link_sight = |name: &str| {
+            let netlink = match &mut netlink {
+                Some(netlink) => netlink,
+                none => none.insert(Netlink::open().ok()?),
+            };
+            let is_there = netlink.link(LinkRef::Name(name)).ok()?.is_some();
+            Some(if is_there { Sight::Present } else { Sight::Gone })
+        };
+        let mut sights = Sights::new();
+        for lease in self.pool.port_rivals(attachment) {
+            let id = lease.attachment.owner.id();
+            let sight = match (&lease.attachment.link, lease.state) {
+                (_, LeaseState::Deleting) if self.removing.contains(&id) => Sight::Present,
+                // Its pod is not to be reached any more, whether or not the interface is gone.
+                (_, LeaseState::Deleting) => Sight::Gone,
+                (Some(name), _) => link_sight(name).unwrap_or(Sight::Unknown),
+                (None, _) => look(&lease.attachment, self.vantage, self.seen.contains(&id)),
+            };
+            sights.insert(id, sight);
+        }
+        sights
     }
 
     /// Imports what host-local has given on a network, once; what there is to tell about it. The range sets tell the
@@ -609,13 +645,32 @@ impl Batch<'_> {
         self.apply(changes);
     }
 
-    /// Records that DEL has begun, before it touches anything. `None` if the owner has no lease.
-    pub fn begin_delete(&mut self, owner: &Owner) -> Option<Lease> {
-        let (lease, changes) = self.pool.begin_delete(owner)?;
-        self.apply(changes);
-        // Also without changes: an earlier DEL may have begun it, and not durably.
-        self.must_last();
-        Some(lease)
+    /// Records that DEL has begun, before it touches anything; the leases that it ends, which are none if the owner has
+    /// none.
+    pub fn begin_delete(&mut self, owner: &Owner, ends: Ends) -> Vec<Lease> {
+        let ended: Vec<Owner> =
+            self.pool.ended_by(owner, ends).map(|lease| lease.attachment.owner.clone()).collect();
+        let mut leases = Vec::new();
+        for (lease, changes) in
+            ended.iter().filter_map(|owner| self.pool.begin_delete(owner)).collect::<Vec<_>>()
+        {
+            self.apply(changes);
+            leases.push(lease);
+            // Also without changes: an earlier DEL may have begun it, and not durably.
+            self.must_last();
+        }
+        leases
+    }
+
+    /// From now on these owners' rules are being removed: nobody is given their ports until
+    /// [`Batch::rules_removed`]. For an allocator that removes them while it serves others.
+    pub fn removing_rules(&mut self, owner: OwnerId) {
+        self.removing.insert(owner);
+    }
+
+    /// They are removed, or it was given up.
+    pub fn rules_removed(&mut self, owner: OwnerId) {
+        self.removing.remove(&owner);
     }
 
     /// Ends a lease whose interface is gone.

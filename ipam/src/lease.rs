@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use podwire_attach::{Attachment, NetworkId, OwnerId};
+use podwire_attach::{Attachment, NetworkId, OwnerId, PortMapping};
 use serde::{Deserialize, Serialize};
 
 /// Milliseconds of CLOCK_BOOTTIME, which nobody sets and which does not stop in suspend. Comparable within
@@ -57,6 +57,9 @@ pub struct Lease {
     /// interface is up: until then the old one may still answer for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub former: Vec<IpAddr>,
+    /// The same for host ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_ports: Vec<PortMapping>,
     /// When the attachment was first seen without its link or netns; a second look at least 60 s later
     /// releases it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -71,6 +74,12 @@ impl Lease {
             .iter()
             .map(|address| address.address.ip())
             .chain(self.former.iter().copied())
+    }
+
+    /// Every port of the node that this lease keeps from others.
+    pub fn ports(&self) -> impl Iterator<Item = PortMapping> {
+        let own = self.attachment.traffic.iter().flat_map(|traffic| &traffic.ports);
+        own.chain(&self.former_ports).copied()
     }
 }
 

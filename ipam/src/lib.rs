@@ -30,7 +30,7 @@ pub use lease::{BootMillis, Change, Hold, Lease, LeaseState, Origin};
 pub use pool::{DEFAULT_QUARANTINE_MS, GC_PASSES, LONGEST_QUARANTINE_MS, MISSING_MS, Pool, Undo};
 pub use range::{Range, RangeError, RangeSet, RangeSpec, check_sets, pod_address};
 pub use request::{
-    Adoption, GcPlan, Grant, Observation, Refusal, Reserve, SetUsage, Sight, Stale, SweepPlan,
+    Adoption, Ends, GcPlan, Grant, Observation, Refusal, Reserve, SetUsage, Sight, Sights, Stale, SweepPlan,
 };
 pub use service::{Deletion, GcReport};
 pub use store::{Durability, Loaded, SCHEMA, SledStore, Store, StoreOrigin};

@@ -9,6 +9,7 @@
 //! alters the state, after the commit, and also while the store is loaded. So memory is never ahead of the disk.
 
 mod adopt;
+mod ports;
 mod release;
 mod reserve;
 mod sweep;
@@ -19,9 +20,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Bound;
 
-use podwire_attach::{NetworkId, Owner, OwnerId};
+use podwire_attach::{NetworkId, Owner, OwnerId, Protocol, Role};
 
-use crate::{BootMillis, Change, Hold, Lease, Origin, RangeSet, SetUsage};
+use crate::{BootMillis, Change, Ends, Hold, Lease, Origin, RangeSet, SetUsage};
 
 /// How long a freed address rests where the configuration does not say, in milliseconds.
 pub const DEFAULT_QUARANTINE_MS: u64 = 60_000;
@@ -48,6 +49,8 @@ pub struct Pool {
     holds: BTreeMap<(NetworkId, IpAddr), Hold>,
     /// The `Resting` ones of `holds`, the longest-rested first.
     resting: BTreeSet<(BootMillis, NetworkId, IpAddr)>,
+    /// Whose leases claim a port of the node, on whichever of its addresses.
+    ports: BTreeMap<(Protocol, u16), BTreeSet<OwnerId>>,
     cursors: BTreeMap<(NetworkId, u32), IpAddr>,
     imported: BTreeSet<NetworkId>,
     generation: u64,
@@ -137,10 +140,13 @@ impl Pool {
     }
 
     fn set_lease(&mut self, owner: OwnerId, lease: Option<Box<Lease>>) {
-        match lease {
-            Some(lease) => self.leases.insert(owner, *lease),
-            None => self.leases.remove(&owner),
-        };
+        if let Some(before) = self.leases.remove(&owner) {
+            self.forget_ports(&before);
+        }
+        if let Some(lease) = lease {
+            self.note_ports(&lease);
+            self.leases.insert(owner, *lease);
+        }
     }
 
     fn set_hold(&mut self, network: NetworkId, address: IpAddr, hold: Option<Hold>) {
@@ -178,6 +184,19 @@ impl Pool {
             let unnamed = Owner { ifname: String::new(), ..owner.clone() };
             self.lease(unnamed.id()).filter(|lease| lease.origin == Origin::HostLocal)
         })
+    }
+
+    /// The leases that a DEL of this interface ends, whichever role its owner is named in.
+    pub fn ended_by(&self, owner: &Owner, ends: Ends) -> impl Iterator<Item = &Lease> + use<'_> {
+        let main = self.find(&owner.with_role(Role::Main));
+        let is_of_ours = |lease: &&Lease| {
+            ends == Ends::Addresses || lease.attachment.link.is_some() || lease.origin == Origin::HostLocal
+        };
+        let chained = match ends {
+            Ends::Interface => self.lease(owner.with_role(Role::Chained).id()),
+            Ends::Addresses => None,
+        };
+        chained.into_iter().chain(main.filter(is_of_ours))
     }
 
     /// The lease of exactly that owner.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use podwire_attach::{Attachment, Owner, OwnerId, PodAddress};
+use podwire_attach::{Attachment, Owner, OwnerId, PodAddress, PortMapping};
 use serde::{Deserialize, Serialize};
 
 use crate::{Change, Lease, RangeSet};
@@ -36,6 +36,10 @@ pub struct Grant {
     /// One of the addresses was somebody else's within the last hour: neighbours may remember that one.
     #[serde(default)]
     pub reused: bool,
+    /// Dead owners that a host port has been taken from. Whatever rules they have left behind, the port is this
+    /// owner's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taken_over: Vec<OwnerId>,
     /// What the caller should tell its user, in whole sentences.
     pub notices: Vec<String>,
 }
@@ -82,6 +86,14 @@ pub enum Refusal {
     Held {
         /// The address.
         address: IpAddr,
+    },
+    /// A host port is another owner's, who lives.
+    #[error("host port {port} is taken by {owner}")]
+    PortTaken {
+        /// The port that was asked for.
+        port: PortMapping,
+        /// Who has it.
+        owner: Owner,
     },
     /// Two addresses were asked for where one is given.
     #[error(
@@ -148,6 +160,22 @@ impl Observation {
         }
     }
 }
+
+/// Which of the leases that belong to one interface a DEL ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ends {
+    /// The lease of the plugin that adds to another's interface, and that of an interface of ours. Not one without a
+    /// link: its addresses are on an interface that the chain's first plugin removes after this DEL, and says so by
+    /// a DEL of its own IPAM plugin.
+    Interface,
+    /// The main lease, as the IPAM plugin of another main plugin. Also what earlier versions ask for.
+    #[default]
+    Addresses,
+}
+
+/// What is known of some leases' interfaces. A lease that is not listed is [`Sight::Unknown`].
+pub type Sights = BTreeMap<OwnerId, Sight>;
 
 /// What a sweep over all leases comes to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -13,14 +13,17 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use podwire_attach::{Attachment, Owner, OwnerId};
+use podwire_attach::{Attachment, Owner, OwnerId, Traffic};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Grant, Lease, RangeSet, Refusal, Reserve, SetUsage, Stale};
+use crate::{Ends, Error, Grant, Lease, RangeSet, Refusal, Reserve, SetUsage, Stale};
 
 /// The versions that this program speaks, as agent and as client.
-pub const SPEAKS: RangeInclusive<u32> = 1..=1;
+///
+/// 2 came with what the node does to a pod's traffic: an agent of version 1 would forget it, so that nobody removed
+/// it. All else is the same.
+pub const SPEAKS: RangeInclusive<u32> = 1..=2;
 
 /// The longest frame. A page of leases, the largest message, is far below it.
 pub const MAX_FRAME: usize = 1 << 20;
@@ -96,6 +99,9 @@ pub enum Op {
     Delete {
         /// Whose.
         owner: Owner,
+        /// Which of the owner's leases.
+        #[serde(default)]
+        ends: Ends,
     },
     /// Answered by [`Answer::Done`].
     FinishDelete {
@@ -137,6 +143,17 @@ pub enum Op {
         /// Of which network.
         network: String,
     },
+}
+
+impl Op {
+    /// The lowest version of the protocol in which it means the same.
+    pub fn version(&self) -> u32 {
+        let is_plain = |traffic: &Traffic| !traffic.has_rules() && !traffic.is_shaped();
+        match self {
+            Self::Reserve(reserve) if !reserve.attachment.traffic.as_ref().is_none_or(is_plain) => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// A response.
@@ -198,10 +215,42 @@ pub enum Answer {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Deletion {
-    /// The interface is gone and its lease, if it had one, has ended. Nothing is left to do.
-    Done(Option<Box<Lease>>),
-    /// The lease, if there is one, is `Deleting` from now on: the caller removes the interface and then ends it.
-    Remove(Option<Box<Lease>>),
+    /// What the node had of the interface is gone and its leases, if it had any, have ended. Nothing is left to do.
+    #[serde(with = "one_or_many")]
+    Done(Vec<Lease>),
+    /// The leases, if there are any, are `Deleting` from now on: the caller removes their rules and interfaces and then
+    /// ends each.
+    #[serde(with = "one_or_many")]
+    Remove(Vec<Lease>),
+}
+
+/// Version 1 knows of one lease or none. Several are rare: a DEL of podwire with podwire in two places of one chain.
+mod one_or_many {
+    use super::{Deserialize, Lease, Serialize};
+    use serde::{Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Leases {
+        One(Box<Lease>),
+        Many(Vec<Lease>),
+    }
+
+    pub(super) fn serialize<S: Serializer>(leases: &[Lease], serializer: S) -> Result<S::Ok, S::Error> {
+        match leases {
+            [] => serializer.serialize_none(),
+            [lease] => lease.serialize(serializer),
+            many => many.serialize(serializer),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Lease>, D::Error> {
+        Ok(match Option::<Leases>::deserialize(deserializer)? {
+            None => Vec::new(),
+            Some(Leases::One(lease)) => vec![*lease],
+            Some(Leases::Many(leases)) => leases,
+        })
+    }
 }
 
 /// What a GC has come to.

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use podwire_attach::Owner;
+use podwire_attach::{Owner, Role};
 use podwire_ipam::service::{
     self, Answer, DEADLINE_SECONDS, Deletion, Failure, GC_DEADLINE_SECONDS, Op, Outcome, Request, Response,
     SPEAKS,
@@ -160,7 +160,7 @@ async fn carry_out(op: Op, stream: &Arc<UnixStream>, service: &Service) -> Optio
         return Some(Err(failure("netns", what, false)));
     }
     let owner = match &op {
-        Op::Delete { owner } => Some(owner.clone()),
+        Op::Delete { owner, .. } => Some(owner.clone()),
         _ => None,
     };
     // Before anything is begun: who has waited for it and is gone will ask again, and the link that would be found
@@ -182,8 +182,8 @@ async fn carry_out(op: Op, stream: &Arc<UnixStream>, service: &Service) -> Optio
     };
     Some(match (reply, owner.zip(slot)) {
         (Reply::Answer(answer), _) => Ok(answer),
-        (Reply::Begun(lease), Some((owner, slot))) => {
-            delete(service, &owner, slot, lease).await.map(Answer::Deletion)
+        (Reply::Begun(leases), Some((owner, slot))) => {
+            delete(service, &owner, slot, leases).await.map(Answer::Deletion)
         }
         (Reply::Gc(plan), _) => gc(service, *plan).await,
         (Reply::ClientGone, _) | (Reply::Begun(_), None) => return None,
@@ -195,11 +195,13 @@ async fn delete(
     service: &Service,
     owner: &Owner,
     slot: Slot,
-    lease: Option<Box<Lease>>,
+    leases: Vec<Lease>,
 ) -> Result<Deletion, Failure> {
     // The interface of such a lease is another plugin's.
-    if lease.as_ref().is_some_and(|lease| lease.attachment.link.is_none()) {
-        return Ok(Deletion::Remove(lease));
+    let (ours, others): (Vec<Lease>, Vec<Lease>) = leases.into_iter().partition(is_for_us);
+    if !others.is_empty() {
+        finish_all(service, &ours);
+        return Ok(Deletion::Remove(others));
     }
     let removed = match service.links.find(owner) {
         Ok(Some(link)) => service.links.remove(slot, &link).await,
@@ -208,17 +210,26 @@ async fn delete(
     };
     match removed {
         Ok(()) => {
-            if let Some(lease) = &lease {
-                // Queued before the answer, so carried out before whatever the client asks next.
-                let ended = (lease.attachment.owner.id(), lease.generation);
-                service.writer.send(Task::Finish(vec![ended]));
-            }
-            Ok(Deletion::Done(lease))
+            finish_all(service, &ours);
+            Ok(Deletion::Done(ours))
         }
         Err(error) => {
             tracing::error!(%owner, %error, "cannot remove a link; its lease stays");
             Err(Failure::from(&podwire_ipam::Error::kernel(format!("remove the link of {owner}"), error)))
         }
+    }
+}
+
+/// Whether the agent removes what the node has of it; the client does for the interfaces of other plugins.
+fn is_for_us(lease: &Lease) -> bool {
+    lease.attachment.link.is_some() || lease.attachment.owner.role == Role::Chained
+}
+
+fn finish_all(service: &Service, leases: &[Lease]) {
+    if !leases.is_empty() {
+        let ended = leases.iter().map(|lease| (lease.attachment.owner.id(), lease.generation)).collect();
+        // Queued before the answer, so carried out before whatever the client asks next.
+        service.writer.send(Task::Finish(ended));
     }
 }
 
@@ -241,7 +252,7 @@ async fn gc(service: &Service, plan: podwire_ipam::GcPlan) -> Result<Answer, Fai
 pub(crate) async fn finish(service: Service, mut unfinished: mpsc::UnboundedReceiver<Lease>) {
     while let Some(lease) = unfinished.recv().await {
         // Another plugin's interface is for its DEL to remove.
-        if lease.attachment.link.is_none() {
+        if !is_for_us(&lease) {
             continue;
         }
         // What fails is found again by the next sweep.

@@ -48,8 +48,8 @@ pub(crate) enum Task {
 pub(crate) enum Reply {
     /// It is done.
     Answer(Answer),
-    /// A DEL has begun: now the link.
-    Begun(Option<Box<Lease>>),
+    /// A DEL has begun: now what the node has of these.
+    Begun(Vec<Lease>),
     /// A GC has begun: now the links.
     Gc(Box<GcPlan>),
     /// The client was gone before its reservation was committed: it was not made.
@@ -303,7 +303,7 @@ fn plan(batch: &mut Batch<'_>, op: Op, client: &UnixStream) -> Result<Reply, Err
             batch.cancel(&owner, generation);
             Reply::Answer(Answer::Done)
         }
-        Op::Delete { owner } => Reply::Begun(batch.begin_delete(&owner).map(Box::new)),
+        Op::Delete { owner, ends } => Reply::Begun(batch.begin_delete(&owner, ends)),
         Op::FinishDelete { owner, generation } => {
             batch.finish_delete(owner, generation);
             Reply::Answer(Answer::Done)

@@ -5,7 +5,7 @@ use std::thread;
 use podwire_attach::Owner;
 use podwire_attach::removal::{self, Found};
 use podwire_attach::step::step;
-use podwire_ipam::{Allocator, Deletion, Origin};
+use podwire_ipam::{Allocator, Deletion, Ends, Origin};
 use podwire_kernel::link::{self, LinkRef};
 use podwire_kernel::{Netlink, Netns};
 
@@ -43,21 +43,21 @@ fn interface(env: &Environment, config: &Config, owner: &Owner) -> Result<(), Cn
         if let Err(error) = addresses::import(config, &mut allocator) {
             super::say(&error.to_string());
         }
-        let deletion = allocator.delete(owner).map_err(failure::ipam)?;
+        let deletion = allocator.delete(owner, Ends::Interface).map_err(failure::ipam)?;
         allocator.notices().iter().for_each(|notice| super::say(notice));
-        let lease = match deletion {
+        let leases = match deletion {
             Deletion::Done(_) => return Ok(()),
-            Deletion::Remove(lease) => lease,
+            Deletion::Remove(leases) => leases,
         };
-        if lease.as_ref().is_some_and(|lease| lease.origin == Origin::HostLocal) {
+        if leases.iter().any(|lease| lease.origin == Origin::HostLocal) {
             remove_in_pod(env)?;
         }
         // The agent had the call and is gone: then nothing has been started.
         let removal = removal.unwrap_or_else(|| scope.spawn(|| remove_link(owner)));
-        if let Some(lease) = &lease
-            && is_gone(owner)?
-        {
-            allocator.finish_delete(lease).map_err(failure::ipam)?;
+        if is_gone(owner)? {
+            for lease in &leases {
+                allocator.finish_delete(lease).map_err(failure::ipam)?;
+            }
         }
         // The lease says `deleting` at least, and whoever opens the store next sees that the link is gone. So others
         // need not wait for the store until the kernel is done.

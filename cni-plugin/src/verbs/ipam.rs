@@ -1,7 +1,7 @@
 //! The IPAM verbs alone: `podwire-ipam` under another main plugin, which makes the interface itself.
 
 use podwire_attach::Attachment;
-use podwire_ipam::{Allocator, Deletion};
+use podwire_ipam::{Allocator, Deletion, Ends};
 use podwire_kernel::Netns;
 
 use super::addresses::{self, Reservation};
@@ -77,9 +77,10 @@ fn del(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
         super::say(&error.to_string());
     }
     allocator.notices().iter().for_each(|notice| super::say(notice));
-    let deletion = allocator.delete(&owner).map_err(failure::ipam)?;
-    match deletion {
-        Deletion::Remove(Some(lease)) => allocator.finish_delete(&lease).map_err(failure::ipam),
-        Deletion::Remove(None) | Deletion::Done(_) => Ok(()),
+    match allocator.delete(&owner, Ends::Addresses).map_err(failure::ipam)? {
+        Deletion::Remove(leases) => {
+            leases.iter().try_for_each(|lease| allocator.finish_delete(lease)).map_err(failure::ipam)
+        }
+        Deletion::Done(_) => Ok(()),
     }
 }

@@ -128,6 +128,7 @@ impl Pool {
                         boot_id: self.boot.clone().unwrap_or_default(),
                         succeeds: false,
                         former: Vec::new(),
+                        former_ports: Vec::new(),
                         missing_since: None,
                     });
                 }

@@ -9,8 +9,8 @@ use crate::{BootMillis, Change, Hold, Lease, LeaseState, Stale};
 
 impl Pool {
     /// Plans to record that the interface is up. The addresses of the owner's earlier interface, which is gone
-    /// now, begin to rest. `finished` is the attachment as it was made in the end; its owner and addresses are
-    /// not looked at.
+    /// now, begin to rest. `finished` is the attachment as it was made in the end; its owner, addresses and host ports
+    /// are not looked at: those of the reservation are the ones that are held.
     ///
     /// # Errors
     /// [`Stale`] if the lease is not `Reserved` by that reservation any more.
@@ -29,16 +29,13 @@ impl Pool {
             LeaseState::Deleting => return Err(stale),
         }
         let mut changes = self.rest(lease, lease.former.iter().copied(), now);
-        let attachment = Attachment {
-            owner: lease.attachment.owner.clone(),
-            addresses: lease.attachment.addresses.clone(),
-            ..finished.unwrap_or(&lease.attachment).clone()
-        };
+        let attachment = finished.map_or_else(|| lease.attachment.clone(), |made| finish(lease, made));
         changes.push(Change::PutLease(Box::new(Lease {
             attachment,
             state: LeaseState::Attached,
             succeeds: false,
             former: Vec::new(),
+            former_ports: Vec::new(),
             missing_since: None,
             ..lease.clone()
         })));
@@ -95,6 +92,21 @@ impl Pool {
             .map(|address| Change::PutAddress(network, address, Hold::Resting(now)))
             .collect()
     }
+}
+
+/// The attachment of a lease as it came out.
+fn finish(lease: &Lease, made: &Attachment) -> Attachment {
+    let reserved = &lease.attachment;
+    let mut attachment = Attachment {
+        owner: reserved.owner.clone(),
+        addresses: reserved.addresses.clone(),
+        traffic: made.traffic.as_ref().or(reserved.traffic.as_ref()).cloned(),
+        ..made.clone()
+    };
+    if let Some(traffic) = &mut attachment.traffic {
+        traffic.ports = reserved.traffic.as_ref().map(|traffic| traffic.ports.clone()).unwrap_or_default();
+    }
+    attachment
 }
 
 /// The lease once its DEL has begun, and what that changes.

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use podwire_attach::{Attachment, NetworkId, OwnerId, PodAddress};
+use podwire_attach::{Attachment, NetworkId, OwnerId, PodAddress, PortMapping};
 
+use super::ports::Takeover;
 use super::{LONGEST_QUARANTINE_MS, Pool, gateways};
 use crate::range::successor;
 use crate::{
-    BootMillis, Change, Grant, Hold, Lease, LeaseState, Origin, RangeSet, Refusal, Reserve, check_sets,
+    BootMillis, Change, Grant, Hold, Lease, LeaseState, Origin, RangeSet, Refusal, Reserve, Sights,
+    check_sets,
 };
 
 /// How many addresses one reservation at most forgets to have rested: a transaction stays small.
@@ -26,6 +28,7 @@ struct Plan<'a> {
     now: BootMillis,
     quarantine_ms: u64,
     given: Vec<Given>,
+    taken: Takeover,
     notices: Vec<String>,
 }
 
@@ -41,13 +44,21 @@ impl Pool {
     ///
     /// An owner that has a lease keeps its addresses as far as they are still in the sets and no others are asked
     /// for: the caller may have lost the first answer, or make the interface anew. The addresses that it does not keep
-    /// stay held until the new interface is up.
+    /// stay held until the new interface is up. The same goes for its host ports.
+    ///
+    /// `seen` tells of the leases of [`Pool::port_rivals`] whether they live; it may be empty if there are none.
     ///
     /// # Errors
     /// [`Refusal`]; nothing is changed then.
-    pub fn reserve(&self, request: &Reserve, now: BootMillis) -> Result<(Grant, Vec<Change>), Refusal> {
+    pub fn reserve(
+        &self,
+        request: &Reserve,
+        seen: &Sights,
+        now: BootMillis,
+    ) -> Result<(Grant, Vec<Change>), Refusal> {
         let boot = self.boot.clone().ok_or(Refusal::BootUnknown)?;
         check_sets(&request.sets).map_err(|error| Refusal::Sets { reason: error.to_string() })?;
+        let taken = self.take_ports(&request.attachment, seen, now)?;
         let owner = &request.attachment.owner;
         let mut plan = Plan {
             pool: self,
@@ -58,6 +69,7 @@ impl Pool {
             now,
             quarantine_ms: request.quarantine_ms.min(LONGEST_QUARANTINE_MS),
             given: Vec::new(),
+            taken,
             notices: Vec::new(),
         };
         let requested = plan.assign(&request.sets, &request.requested)?;
@@ -183,11 +195,14 @@ impl Plan<'_> {
         let generation = self.pool.generation.saturating_add(1);
         let addresses: Vec<PodAddress> = self.given.iter().map(|given| given.address).collect();
         let former = self.former(&addresses);
+        let former_ports = self.former_ports(&request.attachment);
         let rested = |address: &PodAddress| {
             matches!(self.pool.hold(self.network, address.address.ip()), Some(Hold::Resting(_)))
         };
         let reused = addresses.iter().any(rested);
         let mut changes: Vec<Change> = self.pool.forget_rested(self.now).take(FORGET_AT_ONCE).collect();
+        changes.append(&mut self.taken.changes);
+        self.notices.append(&mut self.taken.notices);
         for (index, given) in self.given.iter().enumerate() {
             let address = given.address.address.ip();
             if given.new {
@@ -208,16 +223,25 @@ impl Plan<'_> {
             boot_id: boot,
             succeeds: self.earlier.is_some(),
             former,
+            former_ports,
             missing_since: None,
         })));
         changes.push(Change::PutGeneration(generation));
-        (Grant { generation, addresses, renewed, reused, notices: self.notices }, changes)
+        let taken_over = self.taken.owners;
+        (Grant { generation, addresses, renewed, reused, taken_over, notices: self.notices }, changes)
     }
 
     /// What the owner holds and does not get again.
     fn former(&self, addresses: &[PodAddress]) -> Vec<IpAddr> {
         let held: BTreeSet<IpAddr> = self.earlier.iter().flat_map(|lease| lease.held()).collect();
         held.into_iter().filter(|held| !addresses.iter().any(|given| given.address.ip() == *held)).collect()
+    }
+
+    /// The same for host ports.
+    fn former_ports(&self, attachment: &Attachment) -> Vec<PortMapping> {
+        let asked = attachment.traffic.as_ref().map_or(&[][..], |traffic| &traffic.ports);
+        let held: BTreeSet<PortMapping> = self.earlier.iter().flat_map(|lease| lease.ports()).collect();
+        held.into_iter().filter(|held| !asked.contains(held)).collect()
     }
 }
 

@@ -3,6 +3,7 @@
 mod adoption;
 mod endings;
 mod interleaving;
+mod ports;
 mod reservation;
 
 use std::collections::BTreeSet;
@@ -11,7 +12,7 @@ use std::net::IpAddr;
 use podwire_attach::{Attachment, NetworkId, Owner};
 
 use super::*;
-use crate::{Grant, LeaseState, Observation, RangeSpec, Refusal, Reserve, Sight, pod_address};
+use crate::{Grant, LeaseState, Observation, RangeSpec, Refusal, Reserve, Sight, Sights, pod_address};
 
 const BOOT: &str = "0c8b0d0e-0000-4000-8000-000000000001";
 const NET: &str = "net";
@@ -57,24 +58,36 @@ struct Node {
     sets: Vec<RangeSet>,
     now: BootMillis,
     quarantine_ms: u64,
+    /// What the next reservations are told of others.
+    sights: Sights,
 }
 
 impl Node {
     fn new(sets: Vec<RangeSet>) -> Self {
         let mut pool = Pool::default();
         pool.apply_all(pool.new_boot(BOOT));
-        Self { pool, sets, now: BootMillis(1_000_000), quarantine_ms: DEFAULT_QUARANTINE_MS }
+        Self {
+            pool,
+            sets,
+            now: BootMillis(1_000_000),
+            quarantine_ms: DEFAULT_QUARANTINE_MS,
+            sights: Sights::new(),
+        }
     }
 
     fn try_add(&mut self, owner: &Owner, requested: &[&str]) -> Result<Grant, Refusal> {
+        self.try_attachment(attachment(owner.clone()), requested)
+    }
+
+    fn try_attachment(&mut self, attachment: Attachment, requested: &[&str]) -> Result<Grant, Refusal> {
         let request = Reserve {
-            attachment: attachment(owner.clone()),
+            attachment,
             sets: self.sets.clone(),
             requested: requested.iter().map(|text| ip(text)).collect(),
             quarantine_ms: self.quarantine_ms,
             import_dir: None,
         };
-        let (grant, changes) = self.pool.reserve(&request, self.now)?;
+        let (grant, changes) = self.pool.reserve(&request, &self.sights, self.now)?;
         self.commit(changes);
         Ok(grant)
     }

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use nix::sched::{CloneFlags, unshare};
 use podwire_attach::{Attachment, alias};
-use podwire_ipam::{Dirs, Engine, Lock, Reserve, Vantage};
+use podwire_ipam::{Dirs, Ends, Engine, Lock, Reserve, Vantage};
 use podwire_kernel::link::{self, LinkChange, LinkRef, VethSpec};
 use podwire_kernel::{Netlink, Netns};
 use tokio::sync::oneshot;
@@ -67,7 +67,7 @@ fn with_agent<F: Future<Output = ()>>(work: impl FnOnce(Service, Lease) -> F + S
         let mut engine = Engine::open(&dirs, lock, Vantage::Apart).unwrap();
         engine.reserve(&reserve()).unwrap();
         make_link();
-        let lease = engine.begin_delete(&owner()).unwrap().expect("it has a lease");
+        let lease = engine.begin_delete(&owner(), Ends::Interface).unwrap().pop().expect("it has a lease");
 
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (links, events) = {
@@ -125,7 +125,7 @@ fn nothing_is_changed_for_a_client_in_another_network_namespace() {
         let (elsewhere, _) = listener.accept().await.unwrap();
         let (here, elsewhere) = (Arc::new(here), Arc::new(elsewhere));
 
-        let delete = || Op::Delete { owner: owner() };
+        let delete = || Op::Delete { owner: owner(), ends: Ends::Interface };
         let refused = carry_out(delete(), &elsewhere, &service).await.expect("an answer").unwrap_err();
         assert_eq!((refused.code.as_str(), refused.retry), ("netns", false));
         assert!(is_there() && service.writer.is_deleting(&lease).await);

@@ -159,7 +159,8 @@ fn changes_applied_ahead_can_be_taken_back() {
     };
     let mut undo = Vec::new();
     for container in ["c", "d", "a"] {
-        let (_, changes) = node.pool.reserve(&request(container), node.now).expect("an address");
+        let (_, changes) =
+            node.pool.reserve(&request(container), &Sights::new(), node.now).expect("an address");
         undo.push(node.pool.apply_undoable(changes));
     }
     let more = [

@@ -1,18 +1,19 @@
 //! The pool against a model of the node, under any interleaving of what runtimes, DELs, the agent and fate do.
 //!
 //! The model has what the pool never sees: the interfaces that exist and the addresses that they answer for. After
-//! each step no two interfaces of a network share an address, and each interface's addresses are its owner's.
+//! each step no two interfaces of a network share an address, and each interface's addresses are its owner's. Likewise
+//! the packet filter's rules: no two leases ever claim one host port, and the rule of a port leads to the live owner.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use podwire_attach::{NetworkId, Owner, OwnerId};
+use podwire_attach::{NetworkId, Owner, OwnerId, PortMapping, Protocol, Traffic};
 use proptest::prelude::*;
 
 use super::{attachment, set};
 use crate::{
     BootMillis, Change, Hold, LeaseState, MISSING_MS, Observation, Pool, Range, RangeSet, Reserve, Sight,
-    pod_address,
+    Sights, pod_address,
 };
 
 /// Few addresses and many owners, so that they meet.
@@ -26,6 +27,7 @@ enum Step {
         sets: usize,
         requested: Option<usize>,
         quarantine_s: u64,
+        ports: usize,
     },
     /// ADD makes the interface, in place of the owner's earlier one.
     MakeInterface(usize),
@@ -41,6 +43,8 @@ enum Step {
     BeginDelete(usize),
     /// DEL removes the interface that it found.
     RemoveInterface(usize),
+    /// DEL has removed the rules that it knew of when it began.
+    RemoveRules(usize),
     FinishDelete(usize),
     /// The pod's netns goes away, and the interface with it.
     PodDies(usize),
@@ -68,14 +72,15 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let owner = 0..OWNERS;
     prop_oneof![
-        12 => (owner.clone(), 0..4_usize, prop::option::weighted(0.2, 0..16_usize), prop::sample::select(vec![0_u64, 10, 60]))
-            .prop_map(|(owner, sets, requested, quarantine_s)| Step::Reserve { owner, sets, requested, quarantine_s }),
+        12 => (owner.clone(), 0..4_usize, prop::option::weighted(0.2, 0..16_usize), prop::sample::select(vec![0_u64, 10, 60]), 0..8_usize)
+            .prop_map(|(owner, sets, requested, quarantine_s, ports)| Step::Reserve { owner, sets, requested, quarantine_s, ports }),
         10 => owner.clone().prop_map(Step::MakeInterface),
         6 => owner.clone().prop_map(Step::Attached),
         3 => owner.clone().prop_map(Step::Cancel),
         2 => owner.clone().prop_map(Step::Kill),
         1 => owner.clone().prop_map(Step::FailedCommit),
         6 => owner.clone().prop_map(Step::BeginDelete),
+        5 => owner.clone().prop_map(Step::RemoveRules),
         5 => owner.clone().prop_map(Step::RemoveInterface),
         6 => owner.clone().prop_map(Step::FinishDelete),
         3 => owner.prop_map(Step::PodDies),
@@ -94,6 +99,8 @@ fn step() -> impl Strategy<Value = Step> {
 struct Adding {
     generation: u64,
     addresses: Vec<IpAddr>,
+    ports: Vec<PortMapping>,
+    taken_over: Vec<OwnerId>,
     /// Time that has really passed, which a clock set back does not show.
     since: u64,
     made: bool,
@@ -104,6 +111,8 @@ struct Deleting {
     generation: u64,
     id: OwnerId,
     interface: Option<u64>,
+    /// Those of the lease, until their rules are removed.
+    ports: Vec<PortMapping>,
 }
 
 struct Interface {
@@ -117,6 +126,8 @@ struct World {
     log: Vec<Vec<Change>>,
     flushed: usize,
     interfaces: BTreeMap<usize, Interface>,
+    /// Where the packet filter leads each port to.
+    rules: BTreeMap<PortMapping, OwnerId>,
     adding: BTreeMap<usize, Adding>,
     deleting: BTreeMap<usize, Deleting>,
     now: u64,
@@ -152,6 +163,24 @@ fn sets(index: usize) -> Vec<RangeSet> {
     }
 }
 
+fn ports(index: usize) -> Vec<PortMapping> {
+    let port = |protocol, host_ip: Option<&str>, host_port| PortMapping {
+        protocol,
+        host_ip: host_ip.map(|ip| ip.parse().expect("an address")),
+        host_port,
+        container_port: 8080,
+    };
+    let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
+    match index {
+        0 => vec![port(tcp, None, 80)],
+        1 => vec![port(tcp, Some("192.0.2.1"), 80), port(udp, None, 53)],
+        2 => vec![port(tcp, Some("192.0.2.2"), 80)],
+        3 => vec![port(udp, None, 80), port(tcp, None, 81)],
+        4 => vec![port(tcp, Some("0.0.0.0"), 81), port(udp, Some("::"), 53)],
+        _ => Vec::new(),
+    }
+}
+
 fn boot(number: u64) -> String {
     format!("boot-{number}")
 }
@@ -163,6 +192,7 @@ impl World {
             log: Vec::new(),
             flushed: 0,
             interfaces: BTreeMap::new(),
+            rules: BTreeMap::new(),
             adding: BTreeMap::new(),
             deleting: BTreeMap::new(),
             now: 1000,
@@ -204,7 +234,31 @@ impl World {
         seen
     }
 
-    fn request(&self, index: usize, of: usize, requested: Option<usize>, quarantine_s: u64) -> Reserve {
+    /// What the allocator would see of those who have a port that is asked for.
+    fn rivals(&self, request: &Reserve) -> Sights {
+        let seen = self.seen();
+        let sight = |lease: &crate::Lease| {
+            let id = lease.attachment.owner.id();
+            let removing =
+                self.deleting.values().any(|deleting| deleting.id == id && !deleting.ports.is_empty());
+            match lease.state {
+                LeaseState::Deleting if removing => Sight::Present,
+                LeaseState::Deleting => Sight::Gone,
+                _ => seen.of(lease),
+            }
+        };
+        let rivals = self.pool.port_rivals(&request.attachment);
+        rivals.map(|lease| (lease.attachment.owner.id(), sight(lease))).collect()
+    }
+
+    fn request(
+        &self,
+        index: usize,
+        of: usize,
+        requested: Option<usize>,
+        quarantine_s: u64,
+        with: usize,
+    ) -> Reserve {
         let sets = sets(of);
         let requested = requested.and_then(|nth| {
             let ranges: Vec<&Range> = sets.iter().flat_map(RangeSet::ranges).collect();
@@ -218,6 +272,7 @@ impl World {
         let mut attachment = attachment(owner(index));
         attachment.link = has_link(index).then(|| owner(index).link_name());
         attachment.runtime = runtime(index);
+        attachment.traffic = Some(Traffic { ports: ports(with), ..Traffic::default() });
         let quarantine_ms = quarantine_s * 1000;
         Reserve {
             attachment,
@@ -230,14 +285,21 @@ impl World {
 
     fn step(&mut self, step: &Step) {
         match *step {
-            Step::Reserve { owner: index, sets, requested, quarantine_s } => {
+            Step::Reserve { owner: index, sets, requested, quarantine_s, ports: with } => {
                 self.adding.remove(&index);
-                let request = self.request(index, sets, requested, quarantine_s);
-                let Ok((grant, changes)) = self.pool.reserve(&request, self.now()) else { return };
+                let request = self.request(index, sets, requested, quarantine_s, with);
+                let seen = self.rivals(&request);
+                let Ok((grant, changes)) = self.pool.reserve(&request, &seen, self.now()) else { return };
                 self.durable(changes);
                 let addresses = grant.addresses.iter().map(|address| address.address.ip()).collect();
-                let adding =
-                    Adding { generation: grant.generation, addresses, since: self.passed, made: false };
+                let adding = Adding {
+                    generation: grant.generation,
+                    addresses,
+                    ports: ports(with),
+                    taken_over: grant.taken_over,
+                    since: self.passed,
+                    made: false,
+                };
                 self.adding.insert(index, adding);
             }
             Step::MakeInterface(index) => self.make_interface(index),
@@ -260,7 +322,9 @@ impl World {
             Step::Kill(index) => drop(self.adding.remove(&index)),
             Step::FailedCommit(index) => {
                 let before = self.pool.clone();
-                if let Ok((_, changes)) = self.pool.reserve(&self.request(index, 1, None, 0), self.now()) {
+                if let Ok((_, changes)) =
+                    self.pool.reserve(&self.request(index, 1, None, 0, 0), &Sights::new(), self.now())
+                {
                     let undo = self.pool.apply_undoable(changes);
                     self.pool.undo(undo);
                 }
@@ -277,10 +341,13 @@ impl World {
                 self.durable(changes);
                 let interface = self.interfaces.get(&index).map(|interface| interface.number);
                 let id = lease.attachment.owner.id();
-                self.deleting.insert(index, Deleting { generation: lease.generation, id, interface });
+                let ports = lease.ports().collect();
+                self.deleting.insert(index, Deleting { generation: lease.generation, id, interface, ports });
             }
             Step::RemoveInterface(index) => self.remove_interface(index),
+            Step::RemoveRules(index) => self.remove_rules(index),
             Step::FinishDelete(index) => {
+                self.remove_rules(index);
                 self.remove_interface(index);
                 let Some(deleting) = self.deleting.remove(&index) else { return };
                 self.lazy(self.pool.finish_delete(deleting.id, deleting.generation, self.now()));
@@ -302,10 +369,13 @@ impl World {
                 self.pool.apply_all(self.log.iter().flatten().cloned());
                 assert_eq!(self.pool.new_boot(&boot(self.boots)), []);
                 self.flushed = kept;
+                // It was the one that removed rules.
+                self.deleting.values_mut().for_each(|deleting| deleting.ports.clear());
             }
             Step::Rebuild { unreadable } => self.rebuild(unreadable),
             Step::Boot => {
                 self.interfaces.clear();
+                self.rules.clear();
                 self.adding.clear();
                 self.deleting.clear();
                 self.boots += 1;
@@ -327,6 +397,19 @@ impl World {
         else {
             return;
         };
+        let id = owner(index).id();
+        self.rules.retain(|_, of| *of != id && !adding.taken_over.contains(of));
+        // After the store was lost the pool knows of no ports: the packet filter does.
+        let is_live = |of: &OwnerId| self.interfaces.keys().any(|index| owner(*index).id() == *of);
+        let taken =
+            |port: &&PortMapping| self.rules.iter().any(|(other, of)| other.conflicts(port) && is_live(of));
+        if let Some(port) = adding.ports.iter().find(taken) {
+            let (_, of) = self.rules.iter().find(|(other, _)| other.conflicts(port)).expect("found above");
+            let known = self.pool.lease(*of).is_some_and(|lease| lease.attachment.traffic.is_some());
+            assert!(!known, "{port} was given to c{index} and is that of {of}");
+            return;
+        }
+        self.rules.extend(adding.ports.iter().map(|port| (*port, id)));
         adding.made = true;
         self.numbers += 1;
         let interface = Interface { number: self.numbers, addresses: adding.addresses.clone() };
@@ -334,7 +417,17 @@ impl World {
     }
 
     fn undo_add(&mut self, index: usize) {
+        let id = owner(index).id();
+        self.rules.retain(|_, of| *of != id);
         self.interfaces.remove(&index);
+    }
+
+    /// By their keys: whose they are by now is not looked at.
+    fn remove_rules(&mut self, index: usize) {
+        let Some(deleting) = self.deleting.get_mut(&index) else { return };
+        for port in std::mem::take(&mut deleting.ports) {
+            self.rules.remove(&port);
+        }
     }
 
     fn remove_interface(&mut self, index: usize) {
@@ -431,9 +524,30 @@ impl World {
                     || lease.state == LeaseState::Deleting
             );
         }
+        self.check_ports();
         let mut reloaded = Pool::default();
         reloaded.apply_all(self.log.iter().flatten().cloned());
         assert_eq!(reloaded, self.pool, "the store says what memory says");
+    }
+}
+
+impl World {
+    fn check_ports(&self) {
+        let leases: Vec<_> = self.pool.leases().collect();
+        for (at, lease) in leases.iter().enumerate() {
+            let owner = &lease.attachment.owner;
+            for other in leases.iter().skip(at + 1) {
+                let both = lease.ports().find(|port| other.ports().any(|theirs| theirs.conflicts(port)));
+                assert_eq!(both, None, "is {owner}'s and {}'s", other.attachment.owner);
+            }
+            let index = (0..OWNERS).find(|index| self::owner(*index) == *owner);
+            let is_up = index.is_some_and(|index| self.interfaces.contains_key(&index));
+            if lease.state == LeaseState::Attached && is_up {
+                for port in lease.ports() {
+                    assert_eq!(self.rules.get(&port), Some(&owner.id()), "{port} of {owner}");
+                }
+            }
+        }
     }
 }
 
@@ -479,7 +593,7 @@ proptest! {
             quarantine_ms,
             import_dir: None,
         };
-        let got = pool.reserve(&request, now).ok().and_then(|(grant, _)| grant.addresses.first().map(|a| a.address.ip()));
+        let got = pool.reserve(&request, &Sights::new(), now).ok().and_then(|(grant, _)| grant.addresses.first().map(|a| a.address.ip()));
         // All addresses in the order of the ranges, from behind the last one given.
         let mut all: Vec<IpAddr> = Vec::new();
         for range in ranges.ranges() {
@@ -531,7 +645,7 @@ proptest! {
             import_dir: None,
         };
         pool.usage("net0", &sets);
-        if let Ok((grant, changes)) = pool.reserve(&request, BootMillis(now)) {
+        if let Ok((grant, changes)) = pool.reserve(&request, &Sights::new(), BootMillis(now)) {
             prop_assert_eq!(grant.addresses.len(), sets.len());
             for (address, set) in grant.addresses.iter().zip(&sets) {
                 prop_assert!(set.contains(address.address.ip()));

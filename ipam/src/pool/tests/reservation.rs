@@ -351,8 +351,10 @@ fn ten_thousand_leases_and_a_64() {
     };
     let begun = std::time::Instant::now();
     for i in 0..10_000 {
-        let (_, changes) =
-            node.pool.reserve(&request(format!("c{i}"), &node.sets), node.now).expect("an address");
+        let (_, changes) = node
+            .pool
+            .reserve(&request(format!("c{i}"), &node.sets), &Sights::new(), node.now)
+            .expect("an address");
         node.pool.apply_all(changes);
     }
     let each = begun.elapsed() / 10_000;
@@ -363,7 +365,8 @@ fn ten_thousand_leases_and_a_64() {
     // The worst place to begin: before a run of 10,000.
     node.commit(vec![Change::PutCursor(NetworkId::of(NET), 0, ip("10.0.255.254"))]);
     let begun = std::time::Instant::now();
-    let (grant, _) = node.pool.reserve(&request("last".into(), &node.sets), node.now).expect("an address");
+    let (grant, _) =
+        node.pool.reserve(&request("last".into(), &node.sets), &Sights::new(), node.now).expect("an address");
     println!("{:?} behind a run of 10,000", begun.elapsed());
     assert_eq!(grant.addresses[0].address.to_string(), "10.0.39.18/16");
 }
