@@ -7,6 +7,7 @@
 //! `--quick` measures little, to see that all of it runs. `--write` puts the tables between the marks of a Markdown
 //! file. A goal that is missed is no failure: the exit code says whether everything could be measured.
 
+mod full;
 mod report;
 mod rows;
 mod stage;

@@ -12,12 +12,12 @@ use crate::rows::Size;
 /// The marks between which `--write` puts the tables.
 const MARKS: [&str; 2] = ["<!-- measured: begin -->", "<!-- measured: end -->"];
 
-/// Figures of one thing that was measured again and again, in milliseconds.
+/// Figures of one thing that was measured again and again.
 #[derive(Debug, Clone)]
 pub(crate) struct Samples(Vec<f64>);
 
 impl Samples {
-    /// Of durations in milliseconds. Never empty: a measurement without a round is an error of the program.
+    /// In the order of their size. Never empty: a measurement without a round is an error of the program.
     pub(crate) fn new(mut samples: Vec<f64>) -> Result<Self> {
         samples.sort_by(f64::total_cmp);
         if samples.is_empty() { Err(LabError::new("nothing was measured")) } else { Ok(Self(samples)) }
@@ -34,10 +34,17 @@ impl Samples {
     }
 }
 
-/// One line of the table.
+/// What a figure is to be.
+#[derive(Clone, Copy)]
+pub(crate) enum Goal {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+/// One line of the tables with goals.
 struct Row {
     what: String,
-    goal: Option<f64>,
+    goal: Option<Goal>,
     measured: f64,
     unit: &'static str,
     how: String,
@@ -47,7 +54,7 @@ struct Row {
 pub(crate) struct Report {
     machine: Value,
     rows: Vec<Row>,
-    figures: Vec<(String, Samples)>,
+    figures: Vec<(String, &'static str, Samples)>,
     failures: Vec<(String, String)>,
 }
 
@@ -82,6 +89,15 @@ impl Report {
 
     /// A ratio to be at most `goal`; without one it is reported alone.
     pub(crate) fn ratio(&mut self, what: &str, goal: Option<f64>, this: f64, to: f64, unit: &str) {
+        self.row(what, goal.map(Goal::AtMost), this, to, unit);
+    }
+
+    /// A ratio of medians, the more the better.
+    pub(crate) fn at_least(&mut self, what: &str, goal: f64, this: &Samples, to: &Samples, unit: &str) {
+        self.row(what, Some(Goal::AtLeast(goal)), this.median(), to.median(), unit);
+    }
+
+    fn row(&mut self, what: &str, goal: Option<Goal>, this: f64, to: f64, unit: &str) {
         let how = format!("{} {unit} / {} {unit}", figure(this), figure(to));
         self.rows.push(Row { what: what.to_owned(), goal, measured: this / to, unit: "×", how });
     }
@@ -93,12 +109,18 @@ impl Report {
 
     /// An amount to be at most `goal`.
     pub(crate) fn amount(&mut self, what: &str, goal: Option<f64>, measured: f64, unit: &'static str) {
+        let goal = goal.map(Goal::AtMost);
         self.rows.push(Row { what: what.to_owned(), goal, measured, unit, how: String::new() });
     }
 
-    /// The figures behind a line.
+    /// The figures behind a line, in milliseconds.
     pub(crate) fn figures(&mut self, what: &str, samples: &Samples) {
-        self.figures.push((what.to_owned(), samples.clone()));
+        self.figures_in(what, "ms", samples);
+    }
+
+    /// The figures behind a line, in another unit.
+    pub(crate) fn figures_in(&mut self, what: &str, unit: &'static str, samples: &Samples) {
+        self.figures.push((what.to_owned(), unit, samples.clone()));
     }
 
     /// Something that could not be measured.
@@ -116,11 +138,11 @@ impl Report {
         json!({
             "machine": self.machine,
             "goals": self.rows.iter().map(|row| json!({
-                "what": row.what, "goal": row.goal, "measured": row.measured, "unit": row.unit, "from": row.how, "met": row.is_met(),
+                "what": row.what, "goal": row.goal.map(Goal::value), "measured": row.measured, "unit": row.unit, "from": row.how, "met": row.is_met(),
             })).collect::<Vec<_>>(),
-            "figures": self.figures.iter().map(|(what, samples)| json!({
-                "what": what, "rounds": samples.0.len(), "min_ms": samples.at(0.0), "median_ms": samples.median(),
-                "p95_ms": samples.at(0.95), "max_ms": samples.at(1.0),
+            "figures": self.figures.iter().map(|(what, unit, samples)| json!({
+                "what": what, "unit": unit, "rounds": samples.0.len(), "min": samples.at(0.0), "median": samples.median(),
+                "p95": samples.at(0.95), "max": samples.at(1.0),
             })).collect::<Vec<_>>(),
             "not_measured": self.failures.iter().map(|(what, why)| json!({ "what": what, "why": why })).collect::<Vec<_>>(),
         })
@@ -141,7 +163,10 @@ impl Report {
         );
         text.push_str("| | goal | measured | | medians |\n|---|---|---|---|---|\n");
         for row in &self.rows {
-            let goal = row.goal.map_or("reported".to_owned(), |goal| format!("≤ {goal} {}", row.unit));
+            let goal = row.goal.map_or("reported".to_owned(), |goal| {
+                let sign = if matches!(goal, Goal::AtMost(_)) { "≤" } else { "≥" };
+                format!("{sign} {} {}", goal.value(), row.unit)
+            });
             let met = row.is_met().map_or("", |met| if met { "met" } else { "**missed**" });
             text.push_str(&format!(
                 "| {} | {goal} | {} {} | {met} | {} |\n",
@@ -151,11 +176,12 @@ impl Report {
                 row.how
             ));
         }
-        text.push_str("\n| ms | rounds | least | median | 95 % | most |\n|---|---|---|---|---|---|\n");
-        for (what, samples) in &self.figures {
+        text.push_str("\n| ms, where no other unit is named | rounds | least | median | 95 % | most |\n|---|---|---|---|---|---|\n");
+        for (what, unit, samples) in &self.figures {
+            let unit = if *unit == "ms" { String::new() } else { format!(", {unit}") };
             let [least, median, most95, most] = [0.0, 0.5, 0.95, 1.0].map(|share| figure(samples.at(share)));
             text.push_str(&format!(
-                "| {what} | {} | {least} | {median} | {most95} | {most} |\n",
+                "| {what}{unit} | {} | {least} | {median} | {most95} | {most} |\n",
                 samples.0.len()
             ));
         }
@@ -178,9 +204,20 @@ impl Report {
     }
 }
 
+impl Goal {
+    fn value(self) -> f64 {
+        match self {
+            Self::AtMost(value) | Self::AtLeast(value) => value,
+        }
+    }
+}
+
 impl Row {
     fn is_met(&self) -> Option<bool> {
-        self.goal.map(|goal| self.measured <= goal)
+        self.goal.map(|goal| match goal {
+            Goal::AtMost(most) => self.measured <= most,
+            Goal::AtLeast(least) => self.measured >= least,
+        })
     }
 }
 

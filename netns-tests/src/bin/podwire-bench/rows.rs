@@ -7,18 +7,19 @@ use std::time::Duration;
 use podwire_netns_tests::{LabError, Result};
 use serde_json::json;
 
+use crate::full;
 use crate::report::{Report, Samples};
-use crate::stage::{Contestant, Network, Slot, Stage};
+use crate::stage::{Contestant, Gives, Network, Slot, Stage};
 
 /// How much is measured.
 pub(crate) struct Size {
     /// Rounds of single calls; the contestants take turns within each.
     pub(crate) rounds: u32,
     /// Rounds of the measurements in which one round is many calls.
-    few: u32,
-    burst: u32,
+    pub(crate) few: u32,
+    pub(crate) burst: u32,
     row: u32,
-    crowd: u32,
+    pub(crate) crowd: u32,
     leases: u32,
     churn: u32,
 }
@@ -43,7 +44,7 @@ impl Size {
 type Measure = fn(&Size, &mut Report) -> Result<()>;
 
 /// All measurements, by the names that `--only` takes.
-pub(crate) const ALL: [(&str, Measure); 9] = [
+pub(crate) const ALL: [(&str, Measure); 13] = [
     ("single", single),
     ("burst", burst),
     ("row", row),
@@ -53,24 +54,28 @@ pub(crate) const ALL: [(&str, Measure); 9] = [
     ("leases", leases),
     ("fsync", fsync),
     ("size", size),
+    ("full", full::single),
+    ("full-burst", full::burst),
+    ("ports", full::crowd),
+    ("traffic", full::traffic),
 ];
 
 use Contestant::{Agent, Alone, Floor, Reference};
 
 /// Samples by what was measured and of whom.
 #[derive(Default)]
-struct Table(BTreeMap<(&'static str, Contestant), Vec<f64>>);
+pub(crate) struct Table(BTreeMap<(&'static str, Contestant), Vec<f64>>);
 
 impl Table {
-    fn add(&mut self, what: &'static str, who: Contestant, took: Duration) {
+    pub(crate) fn add(&mut self, what: &'static str, who: Contestant, took: Duration) {
         self.0.entry((what, who)).or_default().push(took.as_secs_f64() * 1e3);
     }
 
-    fn of(&self, what: &'static str, who: Contestant) -> Result<Samples> {
+    pub(crate) fn of(&self, what: &'static str, who: Contestant) -> Result<Samples> {
         Samples::new(self.0.get(&(what, who)).cloned().unwrap_or_default())
     }
 
-    fn report(&self, title: &str, report: &mut Report) -> Result<()> {
+    pub(crate) fn report(&self, title: &str, report: &mut Report) -> Result<()> {
         for ((what, who), samples) in &self.0 {
             report.figures(&format!("{title}{what}, {}", who.name()), &Samples::new(samples.clone())?);
         }
@@ -79,18 +84,22 @@ impl Table {
 }
 
 /// The contestants in an order that changes from round to round, so that nobody always follows the same one.
-fn turns<T: Copy>(contestants: &[T], round: u32) -> Vec<T> {
+pub(crate) fn turns<T: Copy>(contestants: &[T], round: u32) -> Vec<T> {
     let mut turns = contestants.to_vec();
     turns.rotate_left(round as usize % contestants.len().max(1));
     turns
 }
 
 /// A stage on which each contestant has one network, and the agent runs.
-fn ready(contestants: &[Contestant], purpose: &str) -> Result<(Stage, BTreeMap<Contestant, Network>)> {
+pub(crate) fn ready(
+    contestants: &[Contestant],
+    purpose: &str,
+    gives: Gives,
+) -> Result<(Stage, BTreeMap<Contestant, Network>)> {
     let mut stage = Stage::new()?;
     let mut networks = BTreeMap::new();
     for &who in contestants {
-        let network = stage.network(who, purpose, "s")?;
+        let network = stage.network(who, purpose, "s", gives)?;
         if who == Agent {
             stage.agent(&network, &[])?;
         }
@@ -107,17 +116,22 @@ fn ready(contestants: &[Contestant], purpose: &str) -> Result<(Stage, BTreeMap<C
     Ok((stage, networks))
 }
 
-fn network(networks: &BTreeMap<Contestant, Network>, who: Contestant) -> Result<&Network> {
+pub(crate) fn network(networks: &BTreeMap<Contestant, Network>, who: Contestant) -> Result<&Network> {
     networks.get(&who).ok_or_else(|| LabError::new(format!("{} has no network", who.name())))
 }
 
-fn jobs(stage: &Stage, network: &Network, verb: &str, slots: &[Slot]) -> Result<Vec<crate::stage::Job>> {
+pub(crate) fn jobs(
+    stage: &Stage,
+    network: &Network,
+    verb: &str,
+    slots: &[Slot],
+) -> Result<Vec<crate::stage::Job>> {
     slots.iter().map(|slot| stage.call(network, verb, slot)).collect()
 }
 
 /// One ADD, one CHECK, one DEL; STATUS, VERSION and a program that does nothing.
 fn single(size: &Size, report: &mut Report) -> Result<()> {
-    let (stage, networks) = ready(&Contestant::ALL, "one")?;
+    let (stage, networks) = ready(&Contestant::ALL, "one", Gives::Link)?;
     let slots: BTreeMap<_, _> =
         Contestant::ALL.iter().map(|&who| Ok((who, stage.slot()?))).collect::<Result<_>>()?;
     let mut table = Table::default();
@@ -205,7 +219,7 @@ fn single(size: &Size, report: &mut Report) -> Result<()> {
 
 /// Many at once, until all are done.
 fn burst(size: &Size, report: &mut Report) -> Result<()> {
-    let (stage, networks) = ready(&Contestant::ALL, "at")?;
+    let (stage, networks) = ready(&Contestant::ALL, "at", Gives::Link)?;
     let slots = stage.slots(size.burst)?;
     let mut table = Table::default();
     for round in 0..size.rounds {
@@ -236,7 +250,7 @@ fn burst(size: &Size, report: &mut Report) -> Result<()> {
 
 /// Many, one after the other.
 fn row(size: &Size, report: &mut Report) -> Result<()> {
-    let (stage, networks) = ready(&Contestant::ALL, "row")?;
+    let (stage, networks) = ready(&Contestant::ALL, "row", Gives::Link)?;
     let slots = stage.slots(size.row)?;
     let mut table = Table::default();
     for round in 0..size.few {
@@ -259,7 +273,7 @@ fn row(size: &Size, report: &mut Report) -> Result<()> {
 
 /// GC of dead pods, whose interfaces are still there, and as many single DELs.
 fn gc(size: &Size, report: &mut Report) -> Result<()> {
-    let (stage, networks) = ready(&Contestant::PLUGINS, "gc")?;
+    let (stage, networks) = ready(&Contestant::PLUGINS, "gc", Gives::Link)?;
     let slots = stage.slots(size.crowd / 5)?;
     let mut table = Table::default();
     for round in 0..size.few * 2 {
@@ -298,7 +312,8 @@ fn crowd(size: &Size, report: &mut Report) -> Result<()> {
     let mut grown = BTreeMap::new();
     for who in Contestant::PLUGINS {
         let mut stage = Stage::new()?;
-        let networks = [stage.network(who, "none", "s")?, stage.network(who, "many", "s")?];
+        let networks =
+            [stage.network(who, "none", "s", Gives::Link)?, stage.network(who, "many", "s", Gives::Link)?];
         let [none, many] = &networks;
         if who == Agent {
             stage.agent(none, &[])?;
@@ -337,7 +352,7 @@ fn crowd(size: &Size, report: &mut Report) -> Result<()> {
 
 /// DEL and ADD of the same owners again and again, until the kernel has ended all that it was left to do.
 fn churn(size: &Size, report: &mut Report) -> Result<()> {
-    let (stage, networks) = ready(&Contestant::ALL, "churn")?;
+    let (stage, networks) = ready(&Contestant::ALL, "churn", Gives::Link)?;
     let mut owners = BTreeMap::new();
     for who in Contestant::ALL {
         let slots = stage.slots(10)?;
@@ -372,8 +387,8 @@ fn churn(size: &Size, report: &mut Report) -> Result<()> {
 fn leases(size: &Size, report: &mut Report) -> Result<()> {
     for who in Contestant::PLUGINS {
         let mut stage = Stage::new()?;
-        let mut few = stage.network(who, "few", "few")?;
-        let mut many = stage.network(who, "many", "many")?;
+        let mut few = stage.network(who, "few", "few", Gives::Link)?;
+        let mut many = stage.network(who, "many", "many", Gives::Link)?;
         stage.fill(&mut few, 10)?;
         stage.fill(&mut many, size.leases)?;
         let slot = stage.slot()?;
@@ -414,7 +429,7 @@ fn fsync(size: &Size, report: &mut Report) -> Result<()> {
         let slot = stage.slot()?;
         let mut networks = Vec::new();
         for (delay, what) in [("0", "no delay"), ("2", "2 ms"), ("10", "10 ms")] {
-            let mut network = stage.network(who, &format!("d{delay}"), &format!("d{delay}"))?;
+            let mut network = stage.network(who, &format!("d{delay}"), &format!("d{delay}"), Gives::Link)?;
             let env = ("PODWIRE_STEP_DELAY", format!("commit-flushed:{delay}"));
             if who == Agent {
                 stage.agent(&network, &[(env.0, &env.1)])?;
@@ -451,7 +466,7 @@ fn fsync(size: &Size, report: &mut Report) -> Result<()> {
 
 /// Peak memory of an ADD, and the size of the program.
 fn size(size: &Size, report: &mut Report) -> Result<()> {
-    let (stage, networks) = ready(&Contestant::PLUGINS, "mem")?;
+    let (stage, networks) = ready(&Contestant::PLUGINS, "mem", Gives::Link)?;
     for who in Contestant::PLUGINS {
         let network = network(&networks, who)?;
         let mut most = 0;

@@ -1,13 +1,25 @@
 //! The stage: a node, the yardstick programs, and the contestants' calls.
 
+mod network;
+
 use std::cell::Cell;
 use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use podwire_netns_tests::{Lab, LabError, Node, NodeOptions, Pod, Result, wait_for};
-use serde_json::{Value, json};
+use serde_json::Value;
+
+pub(crate) use network::{Gives, Network, PODS_PORTS};
+
+/// The node's address on its uplink, and that of who is at the other end.
+pub(crate) const UPLINK: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
+/// The host ports of slot 0.
+const FIRST_PORT: u32 = 20_000;
 
 /// Who is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +28,8 @@ pub(crate) enum Contestant {
     Floor,
     /// Debian's bridge + host-local.
     Reference,
+    /// Debian's bridge (which masquerades) + host-local, portmap and bandwidth, one after the other.
+    Chain,
     /// podwire, while its agent holds the store.
     Agent,
     /// podwire on its own.
@@ -27,6 +41,8 @@ impl Contestant {
     pub(crate) const ALL: [Self; 4] = [Self::Floor, Self::Reference, Self::Agent, Self::Alone];
     /// Those that are CNI plugins.
     pub(crate) const PLUGINS: [Self; 3] = [Self::Reference, Self::Agent, Self::Alone];
+    /// All where pods have ports and rates too.
+    pub(crate) const FULL: [Self; 4] = [Self::Floor, Self::Chain, Self::Agent, Self::Alone];
     /// Those that are podwire.
     pub(crate) const OURS: [Self; 2] = [Self::Agent, Self::Alone];
 
@@ -35,6 +51,7 @@ impl Contestant {
         match self {
             Self::Floor => "floor",
             Self::Reference => "bridge + host-local",
+            Self::Chain => "the reference chain",
             Self::Agent => "podwire with the agent",
             Self::Alone => "podwire without the agent",
         }
@@ -44,6 +61,7 @@ impl Contestant {
         match self {
             Self::Floor => "f",
             Self::Reference => "r",
+            Self::Chain => "c",
             Self::Agent => "a",
             Self::Alone => "p",
         }
@@ -61,23 +79,22 @@ pub(crate) struct Stage {
     programs: PathBuf,
 }
 
-/// One network of one contestant: a name, a bridge, a state of its own.
-#[derive(Debug, Clone)]
-pub(crate) struct Network {
-    pub(crate) contestant: Contestant,
-    name: String,
-    bridge: String,
-    state: String,
-    /// host-local's directory, to read from and, for the reference, to write to.
-    data_dir: Option<String>,
-    /// Variables of the plugin's environment.
-    pub(crate) env: Vec<(String, String)>,
-}
-
 /// An attachment to be: a pod and the network that it is for.
 pub(crate) struct Slot {
-    pod: Pod,
+    pub(crate) pod: Pod,
     index: u32,
+}
+
+impl Slot {
+    /// The first of the two ports of the node that lead to the pod.
+    pub(crate) fn port(&self) -> u32 {
+        FIRST_PORT + 2 * self.index
+    }
+
+    /// The address that the floor gives the pod.
+    fn floor_address(&self) -> String {
+        format!("10.88.{}.{}", 1 + self.index / 250, 2 + self.index % 250)
+    }
 }
 
 impl Stage {
@@ -100,23 +117,46 @@ impl Stage {
     }
 
     /// A network of a contestant. `state` keeps the stores of podwire's apart: one for each agent.
-    pub(crate) fn network(&self, contestant: Contestant, purpose: &str, state: &str) -> Result<Network> {
-        let letter = contestant.letter();
-        let network = Network {
-            contestant,
-            name: format!("bench-{purpose}-{letter}"),
-            bridge: format!("b{purpose}{letter}"),
-            state: format!("{state}{letter}"),
-            data_dir: None,
-            env: Vec::new(),
-        };
+    pub(crate) fn network(
+        &self,
+        contestant: Contestant,
+        purpose: &str,
+        state: &str,
+        gives: Gives,
+    ) -> Result<Network> {
+        let network = Network::new(contestant, purpose, state, gives);
         if contestant == Contestant::Floor {
             // The others make theirs with the first ADD, which is not measured.
             self.must("ip", &["link", "add", &network.bridge, "type", "bridge"])?;
             self.must("ip", &["address", "add", "10.88.0.1/16", "dev", &network.bridge])?;
             self.must("ip", &["link", "set", &network.bridge, "up"])?;
+            if gives != Gives::Link {
+                self.node.write("/run/bench/table.nft", include_str!("../../../floor/table.nft"))?;
+                self.must("nft", &["-f", "/run/bench/table.nft"])?;
+            }
         }
         Ok(network)
+    }
+
+    /// The other side of the node's uplink: a pod at [`OUTSIDE`] that no contestant made, which the node sees from
+    /// [`UPLINK`]. It has no route back to the pods.
+    pub(crate) fn outside(&self) -> Result<Pod> {
+        let outside = self.node.pod("outside")?;
+        let script = format!(
+            "ip link add uplink type veth peer name eth0 netns outside
+             ip address add {UPLINK}/24 dev uplink
+             ip link set uplink up
+             ip -n outside address add {OUTSIDE}/24 dev eth0
+             ip -n outside link set eth0 up"
+        );
+        self.must("sh", &["-e", "-c", &script])?;
+        Ok(outside)
+    }
+
+    /// How many token buckets the node's links have.
+    pub(crate) fn buckets(&self) -> Result<usize> {
+        let shown = self.node.run("tc", &["qdisc", "show"])?.success("tc qdisc show")?.out();
+        Ok(shown.lines().filter(|line| line.starts_with("qdisc tbf")).count())
     }
 
     /// Starts the agent that holds a network's store.
@@ -162,24 +202,57 @@ impl Stage {
 
     /// A call of a contestant for a pod, ready to be timed.
     pub(crate) fn call(&self, network: &Network, verb: &str, slot: &Slot) -> Result<Job> {
-        if network.contestant != Contestant::Floor {
-            return self.plugin(network, verb, Some(slot), &network.config());
+        match network.contestant {
+            Contestant::Floor => self.floor(network, verb, slot),
+            Contestant::Chain => self.chain(network, verb, slot),
+            _ => self.plugin(network, verb, Some(slot), &network.config(Some(slot))),
         }
-        let host = format!("fl{}", slot.index);
-        let mut command = Command::new(self.tools.join("floor"));
-        if verb == "DEL" {
-            command.args(["del", &host]);
-        } else {
-            let address = format!("10.88.{}.{}", 1 + slot.index / 250, 2 + slot.index % 250);
-            let netns = slot.pod.netns_path();
-            command.arg("add").arg(netns).args([&host, &network.bridge, &address, "16", "10.88.0.1"]);
+    }
+
+    fn floor(&self, network: &Network, verb: &str, slot: &Slot) -> Result<Job> {
+        let full = network.gives == Gives::Everything;
+        let (host, address) = (format!("fl{}", slot.index), slot.floor_address());
+        let mut command = Command::new(self.tools.join(if full { "full" } else { "floor" }));
+        match (verb, full) {
+            ("DEL", false) => command.args(["del", &host]),
+            ("DEL", true) => command.args(["del", &address]),
+            _ => {
+                let netns = slot.pod.netns_path();
+                command.arg("add").arg(netns).args([&host, &network.bridge, &address, "16", "10.88.0.1"])
+            }
+        };
+        if full {
+            command.args([slot.index.to_string(), slot.port().to_string()]);
         }
         self.job(command, None)
     }
 
+    /// The reference plugins, run by a small program as a runtime would: see floor/chain.c.
+    fn chain(&self, network: &Network, verb: &str, slot: &Slot) -> Result<Job> {
+        let mut command = Command::new(self.tools.join("chain"));
+        command.env_clear().arg(format!("/run/bench/result-{}-{}", network.name, slot.index));
+        let mut plugins = network.chain(slot);
+        if verb == "DEL" {
+            plugins.reverse();
+        }
+        let mut files = Vec::new();
+        for config in plugins {
+            let (outside, inside) = self.file("config");
+            std::fs::write(&outside, config.to_string())
+                .map_err(LabError::because(format!("write {}", outside.display())))?;
+            let program = config["type"].as_str().unwrap_or_default();
+            command.arg(Path::new("/opt/cni/bin").join(program)).arg(inside);
+            files.push(outside);
+        }
+        environment(&mut command, verb, Some(slot));
+        let mut job = self.job(command, None)?;
+        job.files.extend(files);
+        Ok(job)
+    }
+
     /// A call that is for no pod, with keys added to the configuration.
     pub(crate) fn call_of_none(&self, network: &Network, verb: &str, keys: &Value) -> Result<Job> {
-        let mut config = network.config();
+        let mut config = network.config(None);
         for (key, value) in keys.as_object().into_iter().flatten() {
             config[key] = value.clone();
         }
@@ -188,7 +261,7 @@ impl Stage {
 
     /// CHECK of a pod with the result of its ADD.
     pub(crate) fn check(&self, network: &Network, slot: &Slot, added: &Value) -> Result<Job> {
-        let mut config = network.config();
+        let mut config = network.config(Some(slot));
         config["prevResult"] = added.clone();
         self.plugin(network, "CHECK", Some(slot), &config)
     }
@@ -290,38 +363,59 @@ impl Stage {
         };
         let mut command = Command::new(program);
         command.env_clear().envs(network.env.iter().cloned());
-        command
-            .env("CNI_COMMAND", verb)
-            .env("CNI_PATH", "/opt/cni/bin")
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-        if let Some(slot) = slot {
-            command.env("CNI_CONTAINERID", slot.pod.name()).env("CNI_NETNS", slot.pod.netns_path());
-            command.env("CNI_IFNAME", "eth0");
-        }
+        environment(&mut command, verb, slot);
         self.job(command, Some(config))
     }
 
     /// A command with its input and output in files: pipes would need a reader's turn on a CPU.
     fn job(&self, mut command: Command, config: Option<&Value>) -> Result<Job> {
-        let output = self.file("out");
+        let (output, _) = self.file("out");
         let file = File::create(&output).map_err(LabError::because(format!("make {}", output.display())))?;
         let errors = file.try_clone().map_err(LabError::because("duplicate a file descriptor"))?;
         command.stdin(Stdio::null()).stdout(file).stderr(errors);
         if let Some(config) = config {
-            let input = self.file("in");
+            let (input, _) = self.file("in");
             let what = || LabError::because(format!("write {}", input.display()));
             std::fs::write(&input, config.to_string()).map_err(what())?;
             command.stdin(File::open(&input).map_err(what())?);
             // The descriptor holds it.
             std::fs::remove_file(&input).map_err(what())?;
         }
-        Ok(Job { command, config: config.cloned(), output })
+        Ok(Job { command, config: config.cloned(), output, files: Vec::new() })
     }
 
-    /// A new file on the node's tmpfs, as seen from outside.
-    fn file(&self, kind: &str) -> PathBuf {
+    /// A new file on the node's tmpfs, as seen from outside and from inside.
+    fn file(&self, kind: &str) -> (PathBuf, PathBuf) {
         self.files.set(self.files.get() + 1);
-        self.node.path(format!("/run/bench/{kind}{}", self.files.get()))
+        let inside = PathBuf::from(format!("/run/bench/{kind}{}", self.files.get()));
+        (self.node.path(&inside), inside)
+    }
+
+    /// What traffic from one pod's network namespace to another's costs: see floor/meter.c.
+    pub(crate) fn meter(&self, what: &str, time: Duration, way: &Way<'_>) -> Result<Metered> {
+        let last = std::thread::available_parallelism().map_or(0, |cpus| cpus.get() - 1);
+        let path = |pod: &Pod| self.node.path(pod.netns_path());
+        let mut command = Command::new(self.tools.join("meter"));
+        command
+            .args([what, &time.as_millis().to_string(), &last.to_string()])
+            .args([path(way.server), path(way.client)])
+            .args([way.listen.to_string(), way.to.ip().to_string(), way.to.port().to_string()]);
+        let done = command.output().map_err(LabError::because("start the traffic meter"))?;
+        let said = String::from_utf8_lossy(&done.stdout);
+        let read = || {
+            let mut words = said.split_whitespace();
+            let mut number = || words.next()?.parse::<f64>().ok();
+            let (amount, _wall, cpu) = (number()?, number()?, number()?);
+            Some(Metered { rate: amount / cpu, seen: words.next()?.parse().ok()? })
+        };
+        read().filter(|_| done.status.success()).ok_or_else(|| {
+            LabError::new(format!(
+                "{what} to {}: {}: {said}{}",
+                way.to,
+                done.status,
+                String::from_utf8_lossy(&done.stderr)
+            ))
+        })
     }
 
     fn must(&self, program: &str, args: &[&str]) -> Result<()> {
@@ -338,32 +432,22 @@ impl Drop for Stage {
     }
 }
 
-impl Network {
-    /// stateDir and runDir.
-    fn dirs(&self) -> [String; 2] {
-        [format!("/var/lib/podwire/{}", self.state), format!("/run/podwire-{}", self.state)]
-    }
+/// From where to where traffic is measured.
+pub(crate) struct Way<'a> {
+    pub(crate) client: &'a Pod,
+    pub(crate) server: &'a Pod,
+    /// The server's port, on all its addresses.
+    pub(crate) listen: u16,
+    /// Where the client connects to.
+    pub(crate) to: SocketAddrV4,
+}
 
-    fn config(&self) -> Value {
-        let reference = self.contestant == Contestant::Reference;
-        let mut config = json!({
-            "cniVersion": if reference { "1.0.0" } else { "1.1.0" },
-            "name": self.name,
-            "type": if reference { "bridge" } else { "podwire" },
-            "bridge": self.bridge,
-            "isDefaultGateway": true,
-            "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.88.0.0/16" }]] },
-        });
-        if let Some(dir) = &self.data_dir {
-            config["ipam"]["dataDir"] = json!(dir);
-        }
-        if !reference {
-            let [state, run] = self.dirs();
-            config["stateDir"] = json!(state);
-            config["runDir"] = json!(run);
-        }
-        config
-    }
+/// What the meter said.
+pub(crate) struct Metered {
+    /// Bytes, or connections, per second of one CPU.
+    pub(crate) rate: f64,
+    /// The client's address as the server saw it.
+    pub(crate) seen: Ipv4Addr,
 }
 
 /// A call, ready to be spawned.
@@ -371,6 +455,8 @@ pub(crate) struct Job {
     command: Command,
     config: Option<Value>,
     output: PathBuf,
+    /// Files that it reads.
+    files: Vec<PathBuf>,
 }
 
 impl Job {
@@ -387,7 +473,21 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.output);
+        for file in self.files.iter().chain([&self.output]) {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
+/// The variables of a runtime's call.
+fn environment(command: &mut Command, verb: &str, slot: Option<&Slot>) {
+    command
+        .env("CNI_COMMAND", verb)
+        .env("CNI_PATH", "/opt/cni/bin")
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    if let Some(slot) = slot {
+        command.env("CNI_CONTAINERID", slot.pod.name()).env("CNI_NETNS", slot.pod.netns_path());
+        command.env("CNI_IFNAME", "eth0");
     }
 }
 
@@ -396,13 +496,21 @@ fn compile(node: &Node) -> Result<PathBuf> {
     let dir = node.lab().dir().join("tools");
     std::fs::create_dir_all(&dir).map_err(LabError::because("make a directory for the tools"))?;
     let arch = std::env::consts::ARCH;
+    let write = |name: &str, source: &str| {
+        let file = dir.join(name);
+        std::fs::write(&file, source).map_err(LabError::because(format!("write {name}"))).map(|()| file)
+    };
+    write("batch.h", include_str!("../../../floor/batch.h"))?;
+    write("pod.h", include_str!("../../../floor/pod.h"))?;
     for (name, source) in [
         ("floor", include_str!("../../../floor/floor.c")),
+        ("full", include_str!("../../../floor/full.c")),
+        ("chain", include_str!("../../../floor/chain.c")),
+        ("meter", include_str!("../../../floor/meter.c")),
         ("empty", include_str!("../../../floor/empty.c")),
         ("peak", include_str!("../../../floor/peak.c")),
     ] {
-        let file = dir.join(format!("{name}.c"));
-        std::fs::write(&file, source).map_err(LabError::because(format!("write {name}.c")))?;
+        let file = write(&format!("{name}.c"), source)?;
         let done = Command::new("musl-gcc")
             // musl-gcc leaves out the kernel's headers.
             .args([
