@@ -8,14 +8,20 @@
 //! nor an interface in a pod. So no row needs to say so.
 
 mod expect;
+mod reference;
 mod run;
+mod scene;
 mod step;
 
 use serde_json::Value;
 
 pub use expect::{Expect, Want, error, ok};
-pub use run::{Subject, replay};
-pub use step::{Call, Step, Text, add, check, del, gc, look, script, status, verb};
+pub use run::{BridgeNetfilter, Subject, replay, replay_with};
+pub use scene::Scene;
+pub use step::{
+    Act, Call, Look, Reach, Seen, Step, Text, act, add, check, del, gc, look, reach, script, serve, status,
+    unreachable, verb,
+};
 
 /// Every version of the specification.
 pub const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -73,6 +79,8 @@ pub enum Plugin {
     Ipam,
     /// `podwire` as `loopback`, or the reference `loopback`.
     Loopback,
+    /// `podwire`, or the chain of reference plugins that has the configuration's keys; with a host outside the node.
+    Network,
 }
 
 /// Whether Debian's reference plugins do what a row says.

@@ -12,6 +12,7 @@
 compile_error!("podwire runs on Linux only");
 
 pub mod cases;
+pub mod chain;
 pub mod containerd;
 pub mod cri;
 mod error;
@@ -27,6 +28,7 @@ mod pod;
 pub mod podman;
 pub mod podwired;
 mod process;
+pub mod traffic;
 
 pub use error::{LabError, Result};
 pub use lab::Lab;

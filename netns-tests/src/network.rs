@@ -70,3 +70,36 @@ pub fn left_behind(node: &Node, network: &str, bridge: &str) -> Result<Vec<Strin
     let cached = |dir: &'static str| node.list(dir).into_iter().map(move |name| format!("{dir}/{name}"));
     Ok(links.chain(leases).chain(cached("/var/lib/cni/results")).chain(cached("/run/netns")).collect())
 }
+
+/// What the packet filter holds of single pods in a node: the elements of podwire's tables that carry an owner, as
+/// `set: element`. Empty where there is no such table.
+///
+/// # Errors
+/// If `nft` fails.
+pub fn rules_of_pods(node: &Node) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for object in ruleset(node)? {
+        let Some((_, content)) = object.as_object().and_then(|object| object.iter().next()) else { continue };
+        if content["table"] != "podwire" {
+            continue;
+        }
+        for element in content["elem"].as_array().into_iter().flatten() {
+            let text = element.to_string();
+            if text.contains("\"comment\"") {
+                found.push(format!("{}: {text}", content["name"].as_str().unwrap_or_default()));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The objects of `nft -j list ruleset` in a node.
+///
+/// # Errors
+/// If `nft` fails.
+pub fn ruleset(node: &Node) -> Result<Vec<Value>> {
+    let what = "nft -j list ruleset";
+    let done = node.run("nft", &["-j", "list", "ruleset"])?.success(what)?;
+    let listed: Value = serde_json::from_slice(&done.stdout).map_err(LabError::because(what))?;
+    Ok(listed["nftables"].as_array().cloned().unwrap_or_default())
+}

@@ -41,6 +41,12 @@ impl PluginCall {
         call.env("CNI_COMMAND", command).env("CNI_PATH", "/opt/cni/bin")
     }
 
+    /// The same call of another plugin.
+    pub fn plugin(mut self, plugin: &str) -> Self {
+        self.plugin = plugin.to_owned();
+        self
+    }
+
     /// Sets CNI_CONTAINERID (the pod's name), CNI_NETNS and CNI_IFNAME=eth0.
     pub fn pod(self, pod: &Pod) -> Self {
         self.env("CNI_CONTAINERID", pod.name())

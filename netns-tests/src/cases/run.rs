@@ -1,6 +1,5 @@
 //! Replaying a table: each row and version on a node of its own, several at once.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::process::Stdio;
 use std::sync::Mutex;
@@ -10,13 +9,17 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::expect::Judge;
+use super::reference;
+use super::scene::Scene;
 use super::step::{Call, Look, Previous, Stdin, Step, Text};
 use super::{Case, Plugin};
+use crate::chain::Chain;
 use crate::lab::Lab;
+use crate::network::rules_of_pods;
 use crate::node::Node;
 use crate::plugin::{Answer, PluginCall, uses_reference};
-use crate::pod::Pod;
 use crate::process::finish;
+use crate::traffic::UPLINK;
 
 /// Which programs a table is replayed against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,10 +40,10 @@ impl Subject {
 
     fn program(self, plugin: Plugin) -> &'static str {
         match (self, plugin) {
-            (Self::Podwire, Plugin::Main) => "podwire",
+            (Self::Podwire, Plugin::Main | Plugin::Network) => "podwire",
             (Self::Podwire, Plugin::Loopback) => "loopback",
             (Self::Podwire | Self::IpamUnderBridge, Plugin::Ipam) => "podwire-ipam",
-            (Self::Reference | Self::IpamUnderBridge, Plugin::Main) => "bridge",
+            (Self::Reference | Self::IpamUnderBridge, Plugin::Main | Plugin::Network) => "bridge",
             (Self::Reference, Plugin::Ipam) => "host-local",
             // Not by name: in /opt/cni/bin podwire stands in for it.
             (Self::Reference | Self::IpamUnderBridge, Plugin::Loopback) => "/usr/lib/cni/loopback",
@@ -51,12 +54,32 @@ impl Subject {
 /// How many rows are replayed at once: they wait for the kernel more than they compute.
 const AT_ONCE: usize = 6;
 
+/// Whether iptables and nftables see the frames of a bridge (br_netfilter).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BridgeNetfilter {
+    /// As a new network namespace has it.
+    AsItIs,
+    /// Off: net.bridge.bridge-nf-call-iptables and -ip6tables are 0.
+    Off,
+    /// On, as kube-proxy needs it: both are 1.
+    On,
+}
+
 /// Replays all rows in all their versions and reports every failure. `PODWIRE_CASE` restricts it to rows whose name
 /// contains its value.
 ///
 /// # Errors
 /// With one paragraph for each row and version that failed.
 pub fn replay(cases: &[Case], subject: Subject) -> Result<(), String> {
+    replay_with(cases, subject, BridgeNetfilter::AsItIs)
+}
+
+/// Replays all rows in all their versions, on nodes with that setting, and reports every failure. `PODWIRE_CASE` restricts it to rows whose name
+/// contains its value.
+///
+/// # Errors
+/// With one paragraph for each row and version that failed.
+pub fn replay_with(cases: &[Case], subject: Subject, netfilter: BridgeNetfilter) -> Result<(), String> {
     let wanted = std::env::var("PODWIRE_CASE").unwrap_or_default();
     let chosen = cases.iter().filter(|case| case.name.contains(&wanted));
     let jobs: Vec<_> = chosen
@@ -70,8 +93,9 @@ pub fn replay(cases: &[Case], subject: Subject) -> Result<(), String> {
         for _ in 0..AT_ONCE.min(jobs.len()) {
             scope.spawn(|| {
                 while let Some((case, version)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(why) = Replay::run(case, version, subject) {
-                        let text = format!("{:?} at {version} against {subject:?}:\n  {why}", case.name);
+                    if let Err(why) = Replay::run(case, version, subject, netfilter) {
+                        let with = format!("against {subject:?}, bridge netfilter {netfilter:?}");
+                        let text = format!("{:?} at {version} {with}:\n  {why}", case.name);
                         failures.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(text);
                     }
                 }
@@ -88,32 +112,76 @@ pub fn replay(cases: &[Case], subject: Subject) -> Result<(), String> {
 
 /// An attachment that a row added.
 struct Added {
-    call: PluginCall,
+    call: Prepared,
     pod: &'static str,
     container: &'static str,
     ifname: &'static str,
     result: Value,
 }
 
+/// A call, of one plugin or of a chain.
+#[derive(Clone)]
+struct Prepared {
+    call: PluginCall,
+    chain: Option<(Chain, Value)>,
+    previous: Option<Value>,
+}
+
+impl Prepared {
+    fn run(&self, verb: &str, node: &Node) -> Result<Answer, String> {
+        let answer = match &self.chain {
+            None => self.call.clone().env("CNI_COMMAND", verb).run(node),
+            Some((chain, runtime)) if verb == "ADD" => self.add(chain, runtime, node),
+            Some((chain, runtime)) => chain.run(verb, node, &self.call, self.previous.as_ref(), runtime),
+        };
+        answer.map_err(|error| format!("{error:?}"))
+    }
+
+    /// As a runtime does: an ADD that fails is followed by a DEL. Podwire alone needs none.
+    fn add(&self, chain: &Chain, runtime: &Value, node: &Node) -> crate::Result<Answer> {
+        let answer = chain.add(node, &self.call, runtime)?;
+        if answer.exit() != Some(0) {
+            chain.run("DEL", node, &self.call, None, runtime)?;
+        }
+        Ok(answer)
+    }
+}
+
 struct Replay<'a> {
     case: &'a Case,
     version: &'static str,
     subject: Subject,
-    node: Node,
-    pods: BTreeMap<&'static str, Pod>,
+    scene: Scene,
     added: Vec<Added>,
 }
 
 impl<'a> Replay<'a> {
-    fn run(case: &'a Case, version: &'static str, subject: Subject) -> Result<(), String> {
-        let node = Lab::new("case")
+    fn run(
+        case: &'a Case,
+        version: &'static str,
+        subject: Subject,
+        netfilter: BridgeNetfilter,
+    ) -> Result<(), String> {
+        let scene = Lab::new("case")
             .and_then(|lab| lab.node("node"))
+            .and_then(|node| Scene::new(node, case.plugin == Plugin::Network))
             .map_err(|error| format!("no node: {error:?}"))?;
-        let mut replay = Self { case, version, subject, node, pods: BTreeMap::new(), added: Vec::new() };
+        let mut replay = Self { case, version, subject, scene, added: Vec::new() };
+        let set = |value| {
+            format!("cd /proc/sys/net/bridge; for f in bridge-nf-call-ip*tables; do echo {value} > $f; done")
+        };
+        match netfilter {
+            BridgeNetfilter::AsItIs => {}
+            BridgeNetfilter::Off => drop(replay.sh(&set(0))?),
+            BridgeNetfilter::On => drop(replay.sh(&set(1))?),
+        }
         for (index, step) in case.steps.iter().enumerate() {
             let name = match step {
                 Step::Call(call) => format!("{} {}", call.verb, call.pod.unwrap_or_default()),
                 Step::Script(script) | Step::Look(Look { script, .. }) => (*script).to_owned(),
+                Step::Serve(place, on) => format!("serve {on} in {place}"),
+                Step::Reach(reach) => format!("{} to {}", reach.from, reach.to),
+                Step::Act(act) => act.name.to_owned(),
             };
             replay.step(step).map_err(|why| format!("step {}, {}: {why}", index + 1, name.trim()))?;
         }
@@ -128,7 +196,15 @@ impl<'a> Replay<'a> {
         match step {
             Step::Call(call) if self.version < call.from => Ok(()),
             Step::Call(call) => self.call(call),
-            Step::Script(script) => self.sh(script).map(drop),
+            Step::Script(script) => self.with_ports(script).and_then(|script| self.sh(&script)).map(drop),
+            Step::Serve(place, on) => self.scene.serve(place, on).map_err(|error| format!("{error:?}")),
+            Step::Reach(reach) => {
+                let reference = reach.reference.filter(|_| self.subject == Subject::Reference);
+                let seen = reference.unwrap_or(reach.seen);
+                self.scene.reach(reach.from, reach.to, seen).map_err(|error| format!("{error:?}"))
+            }
+            Step::Act(act) if act.podwire_alone && self.subject != Subject::Podwire => Ok(()),
+            Step::Act(act) => (act.act)(&self.scene).map_err(|error| format!("{error:?}")),
             Step::Look(look) => {
                 let script = self.with_ports(look.script)?;
                 let printed = self.sh(&script)?;
@@ -149,8 +225,7 @@ impl<'a> Replay<'a> {
     }
 
     fn sh(&self, script: &str) -> Result<String, String> {
-        let done = self.node.run("sh", &["-ec", script]).map_err(|error| format!("{error:?}"))?;
-        Ok(done.success("the script").map_err(|error| format!("{error:?}"))?.out())
+        self.scene.sh(script).map_err(|error| format!("{error:?}"))
     }
 
     /// Puts the name of the host's end of a pod's eth0 in place of each `{port:<pod>}`.
@@ -159,16 +234,7 @@ impl<'a> Replay<'a> {
         while let Some((before, (pod, after))) =
             text.split_once("{port:").and_then(|(b, rest)| Some((b, rest.split_once('}')?)))
         {
-            let index =
-                self.sh(&format!("ip -n {pod} -o link show eth0 | sed 's/.*@if\\([0-9]*\\):.*/\\1/'"))?;
-            let links = self.node.ip(&["link"]).map_err(|error| format!("{error:?}"))?;
-            let port =
-                links.as_array().into_iter().flatten().find(|link| {
-                    link["ifindex"].as_u64().is_some_and(|found| Ok(found) == index.trim().parse())
-                });
-            let port = port
-                .and_then(|link| link["ifname"].as_str())
-                .ok_or_else(|| format!("{pod}'s eth0 has no end on the host"))?;
+            let port = self.scene.host_end(pod).map_err(|error| format!("{error:?}"))?;
             text = format!("{before}{port}{after}");
         }
         Ok(text)
@@ -217,7 +283,7 @@ impl<'a> Replay<'a> {
         }
     }
 
-    fn prepare(&mut self, call: &Call) -> Result<PluginCall, String> {
+    fn prepare(&mut self, call: &Call) -> Result<Prepared, String> {
         let mut config = json!({
             "cniVersion": self.version,
             "name": "net",
@@ -235,17 +301,14 @@ impl<'a> Replay<'a> {
         // A runtime's PATH, in which the reference finds iptables and nft.
         let mut prepared = PluginCall::new(self.subject.program(self.case.plugin), call.verb)
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        let mut previous = None;
         if let Some(name) = call.pod {
-            if !self.pods.contains_key(name) {
-                self.pods.insert(name, self.node.pod(name).map_err(|error| format!("{error:?}"))?);
-            }
-            if let Some(pod) = self.pods.get(name) {
-                prepared = prepared
-                    .pod(pod)
-                    .env("CNI_CONTAINERID", call.container.unwrap_or(name))
-                    .env("CNI_IFNAME", call.ifname);
-            }
-            let previous = match &call.previous {
+            let pod = self.scene.pod_or_new(name).map_err(|error| format!("{error:?}"))?;
+            prepared = prepared
+                .pod(pod)
+                .env("CNI_CONTAINERID", call.container.unwrap_or(name))
+                .env("CNI_IFNAME", call.ifname);
+            previous = match &call.previous {
                 Previous::None => None,
                 Previous::Is(result) => Some(result.clone()),
                 Previous::Kept => {
@@ -258,7 +321,7 @@ impl<'a> Replay<'a> {
                     mine.map(|added| added.result.clone())
                 }
             };
-            if let Some(result) = previous {
+            if let Some(result) = &previous {
                 merge(&mut config, &json!({ "prevResult": result }));
             }
         }
@@ -268,25 +331,28 @@ impl<'a> Replay<'a> {
                 None => prepared.without(name),
             };
         }
-        Ok(match call.stdin {
+        let chained = self.case.plugin == Plugin::Network && self.subject == Subject::Reference;
+        let chain = chained.then(|| reference::chain(&config));
+        let call = match call.stdin {
             Stdin::Config => prepared.stdin(&config),
             Stdin::Raw(text) => prepared.raw_stdin(text),
             Stdin::Directory | Stdin::Null => prepared,
-        })
+        };
+        Ok(Prepared { call, chain, previous })
     }
 
-    fn answer(&self, call: &Call, prepared: &PluginCall) -> Result<Answer, String> {
+    fn answer(&self, call: &Call, prepared: &Prepared) -> Result<Answer, String> {
         let place = match call.stdin {
             Stdin::Config | Stdin::Raw(_) => {
-                return prepared.run(&self.node).map_err(|error| format!("{error:?}"));
+                return prepared.run(call.verb, self.scene.node());
             }
             Stdin::Directory => "/",
             Stdin::Null => "/dev/null",
         };
-        let (mut command, _) = prepared.command();
+        let (mut command, _) = prepared.call.command();
         command.stdin(Stdio::from(File::open(place).map_err(|error| format!("open {place}: {error}"))?));
         let began = Instant::now();
-        let child = self.node.spawn(&mut command).map_err(|error| format!("{error:?}"))?;
+        let child = self.scene.node().spawn(&mut command).map_err(|error| format!("{error:?}"))?;
         let process =
             finish(child, b"", began, crate::process::LIMIT).map_err(|error| format!("{error:?}"))?;
         let json = serde_json::from_slice(&process.stdout).ok();
@@ -296,24 +362,34 @@ impl<'a> Replay<'a> {
     /// Deletes what was added; then nothing may be left of it.
     fn clean_up(&mut self) -> Result<(), String> {
         for added in std::mem::take(&mut self.added) {
-            let answer =
-                added.call.env("CNI_COMMAND", "DEL").run(&self.node).map_err(|error| format!("{error:?}"))?;
-            answer.ok().map_err(|error| format!("DEL {}: {error:?}", added.container))?;
+            let mut call = added.call;
+            call.previous = Some(added.result);
+            call.run("DEL", self.scene.node())?
+                .ok()
+                .map_err(|error| format!("DEL {}: {error:?}", added.container))?;
         }
         if self.subject == Subject::IpamUnderBridge {
             // The reference's bridge leaves what it leaves.
             return Ok(());
         }
-        let kinds = self.node.ip(&["-details", "link"]).map_err(|error| format!("{error:?}"))?;
-        let left =
-            kinds.as_array().into_iter().flatten().find(|link| link["linkinfo"]["info_kind"] == "veth");
+        let kinds = self.scene.node().ip(&["-details", "link"]).map_err(|error| format!("{error:?}"))?;
+        let left = kinds.as_array().into_iter().flatten().find(|link| {
+            let kind = &link["linkinfo"]["info_kind"];
+            (kind == "veth" || kind == "ifb") && link["ifname"] != UPLINK
+        });
         if let Some(link) = left {
             return Err(format!("the node still has {}", link["ifname"]));
         }
-        for pod in self.pods.values() {
+        for pod in self.scene.pods() {
             let left = pod.links().map_err(|error| format!("{error:?}"))?;
             if !left.is_empty() {
                 return Err(format!("pod {} still has {left:?}", pod.name()));
+            }
+        }
+        if self.subject == Subject::Podwire {
+            let left = rules_of_pods(self.scene.node()).map_err(|error| format!("{error:?}"))?;
+            if !left.is_empty() {
+                return Err(format!("the packet filter still has {}", left.join(", ")));
             }
         }
         Ok(())

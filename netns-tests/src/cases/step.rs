@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::expect::{Expect, Want, error, ok};
+use super::scene::Scene;
 
 /// One step of a row.
 pub enum Step {
@@ -12,14 +13,48 @@ pub enum Step {
     Script(&'static str),
     /// A shell script on the node whose output is looked at.
     Look(Look),
+    /// A server that runs until the row ends: the place, and what it listens on.
+    Serve(&'static str, &'static str),
+    /// A client that asks a server whom it sees.
+    Reach(Reach),
+    /// Anything else.
+    Act(Act),
+}
+
+/// What a client hears of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// The server of that place answers, and sees the client under one of these addresses (separated by `|`; `any`).
+    As(&'static str, &'static str),
+    /// Nobody answers.
+    Nothing,
+}
+
+/// A client that asks a server whom it sees.
+pub struct Reach {
+    pub(super) from: &'static str,
+    pub(super) to: &'static str,
+    pub(super) seen: Seen,
+    pub(super) reference: Option<Seen>,
+}
+
+type Deed = dyn Fn(&Scene) -> crate::Result<()> + Send + Sync;
+
+/// Something done with a scene, by name.
+pub struct Act {
+    pub(super) name: &'static str,
+    pub(super) act: Box<Deed>,
+    pub(super) podwire_alone: bool,
 }
 
 impl Step {
     pub(super) fn is_overridden(&self) -> bool {
         match self {
             Self::Call(call) => call.reference.is_some(),
-            Self::Script(_) => false,
+            Self::Script(_) | Self::Serve(..) => false,
             Self::Look(look) => look.reference.is_some(),
+            Self::Reach(reach) => reach.reference.is_some(),
+            Self::Act(act) => act.podwire_alone,
         }
     }
 }
@@ -146,6 +181,55 @@ impl Look {
     pub fn reference(mut self, text: Text) -> Self {
         self.reference = Some(text);
         self
+    }
+}
+
+/// A server in a place, on `tcp [::]:80` for one. It says who it is and whom it sees, and runs until the row ends.
+pub fn serve(place: &'static str, on: &'static str) -> Step {
+    Step::Serve(place, on)
+}
+
+/// A client in a place, with `@` and its source address if that matters, reaches a server on `tcp 192.0.2.1:80`, for
+/// one: the server of the place `server`, which sees it as `peer`.
+pub fn reach(from: &'static str, to: &'static str, server: &'static str, peer: &'static str) -> Reach {
+    Reach { from, to, seen: Seen::As(server, peer), reference: None }
+}
+
+/// A client hears nothing.
+pub fn unreachable(from: &'static str, to: &'static str) -> Reach {
+    Reach { from, to, seen: Seen::Nothing, reference: None }
+}
+
+/// Anything else, by name.
+pub fn act(name: &'static str, act: impl Fn(&Scene) -> crate::Result<()> + Send + Sync + 'static) -> Act {
+    Act { name, act: Box::new(act), podwire_alone: false }
+}
+
+impl Reach {
+    /// What comes of it where the reference is called.
+    pub fn reference(mut self, seen: Seen) -> Self {
+        self.reference = Some(seen);
+        self
+    }
+}
+
+impl Act {
+    /// Left out where the reference is called: it cannot pass.
+    pub fn podwire_alone(mut self) -> Self {
+        self.podwire_alone = true;
+        self
+    }
+}
+
+impl From<Reach> for Step {
+    fn from(reach: Reach) -> Self {
+        Self::Reach(reach)
+    }
+}
+
+impl From<Act> for Step {
+    fn from(act: Act) -> Self {
+        Self::Act(act)
     }
 }
 
