@@ -72,12 +72,8 @@ impl Topics {
 /// A stream of changes in one network namespace.
 #[derive(Debug)]
 pub struct Events {
-    socket: AsyncFd<Socket>,
-    buffer: Vec<u8>,
+    listener: Listener,
     queue: VecDeque<Event>,
-    /// The kernel dropped events and goes on to drop them until its queue has been read to the end. It says so once:
-    /// [`Event::Overrun`] may come only after that end, or who reads everything again would miss what follows.
-    congested: bool,
 }
 
 impl Events {
@@ -90,19 +86,8 @@ impl Events {
     /// # Panics
     /// Outside of such a runtime.
     pub fn open(topics: Topics) -> Result<Self> {
-        let failed = |e: io::Error| Error::io("listen for events", "", &e);
-        let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed)?;
-        socket.bind(&SocketAddr::new(0, 0)).map_err(failed)?;
-        // Room for a node's worth of pods at once; without the right to it the kernel's default stays.
-        let _ = setsockopt(&socket, sockopt::RcvBufForce, &(4 << 20));
-        for group in topics.groups() {
-            socket.add_membership(group).map_err(failed)?;
-        }
-        socket.set_non_blocking(true).map_err(failed)?;
-        // SAFETY: the socket owns its descriptor, always names the same one, and is neither closed nor taken out
-        // before the AsyncFd is dropped.
-        let socket = unsafe { AsyncFd::register(socket) }.map_err(|e| failed(e.into()))?;
-        Ok(Self { socket, buffer: Vec::with_capacity(32 * 1024), queue: VecDeque::new(), congested: false })
+        let listener = Listener::open(NETLINK_ROUTE, topics.groups(), "listen for events")?;
+        Ok(Self { listener, queue: VecDeque::new() })
     }
 
     /// The next change. May be dropped while it waits and called again: nothing is lost.
@@ -114,7 +99,53 @@ impl Events {
             if let Some(event) = self.queue.pop_front() {
                 return Ok(event);
             }
-            let failed = |e: io::Error| Error::io("receive events", "", &e);
+            match self.listener.datagram().await? {
+                Some(datagram) => {
+                    self.queue.extend(parse_replies(datagram).filter_map(|reply| event(reply.body)));
+                }
+                None => self.queue.push_back(Event::Overrun),
+            }
+        }
+    }
+}
+
+/// A socket that hears what the kernel tells by itself.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    socket: AsyncFd<Socket>,
+    buffer: Vec<u8>,
+    /// The kernel dropped events and goes on to drop them until its queue has been read to the end. It says so once:
+    /// the loss may be told only after that end, or who reads everything again would miss what follows.
+    congested: bool,
+    op: &'static str,
+}
+
+impl Listener {
+    /// Starts to listen to these multicast groups.
+    pub(crate) fn open(
+        protocol: isize,
+        groups: impl IntoIterator<Item = u32>,
+        op: &'static str,
+    ) -> Result<Self> {
+        let failed = |e: io::Error| Error::io(op, "", &e);
+        let mut socket = Socket::new(protocol).map_err(failed)?;
+        socket.bind(&SocketAddr::new(0, 0)).map_err(failed)?;
+        // Room for a node's worth of pods at once; without the right to it the kernel's default stays.
+        let _ = setsockopt(&socket, sockopt::RcvBufForce, &(4 << 20));
+        for group in groups {
+            socket.add_membership(group).map_err(failed)?;
+        }
+        socket.set_non_blocking(true).map_err(failed)?;
+        // SAFETY: the socket owns its descriptor, always names the same one, and is neither closed nor taken out
+        // before the AsyncFd is dropped.
+        let socket = unsafe { AsyncFd::register(socket) }.map_err(|e| failed(e.into()))?;
+        Ok(Self { socket, buffer: Vec::with_capacity(32 * 1024), congested: false, op })
+    }
+
+    /// The next datagram; `None` if some were lost. May be dropped while it waits and called again.
+    pub(crate) async fn datagram(&mut self) -> Result<Option<&[u8]>> {
+        loop {
+            let failed = |e: io::Error| Error::io(self.op, "", &e);
             let mut ready = self.socket.readable().await.map_err(failed)?;
             self.buffer.clear();
             match ready.get_inner().recv_from(&mut self.buffer, libc::MSG_TRUNC) {
@@ -122,26 +153,25 @@ impl Events {
                 Ok((_, sender)) if sender.port_number() != 0 => {}
                 Ok((length, _)) if length > self.buffer.len() => {
                     self.buffer.reserve(length);
-                    self.queue.push_back(Event::Overrun);
+                    return Ok(None);
                 }
-                Ok(_) => self.queue.extend(parse_replies(&self.buffer).filter_map(|reply| event(reply.body))),
+                Ok(_) => break,
                 Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)) {
                     Errno::EAGAIN => {
                         ready.clear_ready();
                         if std::mem::take(&mut self.congested) {
-                            self.queue.push_back(Event::Overrun);
+                            return Ok(None);
                         }
                     }
                     Errno::EINTR => {}
                     // A second time: the first congestion has ended, unnoticed between two reads.
-                    Errno::ENOBUFS if std::mem::replace(&mut self.congested, true) => {
-                        self.queue.push_back(Event::Overrun);
-                    }
+                    Errno::ENOBUFS if std::mem::replace(&mut self.congested, true) => return Ok(None),
                     Errno::ENOBUFS => {}
                     _ => return Err(failed(error)),
                 },
             }
         }
+        Ok(Some(&self.buffer))
     }
 }
 

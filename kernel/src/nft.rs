@@ -8,6 +8,8 @@
 mod batch;
 mod decode;
 mod encode;
+#[cfg(feature = "events")]
+mod events;
 mod expr;
 mod types;
 
@@ -24,6 +26,8 @@ use crate::nfnetlink::{Malformed, Message, Request, Said, Socket, answers};
 use crate::socket::lost_answer;
 
 pub use batch::Batch;
+#[cfg(feature = "events")]
+pub use events::{Change, Changed, NftEvent, NftEvents};
 pub use expr::*;
 pub use types::*;
 
@@ -260,7 +264,7 @@ impl Nft {
         let object = format!("of {table} {set}");
         let request = batch::request("list elements", object, NLM_F_DUMP, table.family, message);
         let messages = self.socket.dump(&request, only(NEW_ELEMENT, decode::elements))?;
-        Ok(messages.into_iter().flat_map(|message| message.elements).collect())
+        Ok(messages.into_iter().flatten().collect())
     }
 
     /// The elements with the keys of these, in the same order; `None` for a key that is not there.
@@ -336,8 +340,8 @@ impl Nft {
                         return Err(Error { errno, detail, ..question.error(Errno::EIO) });
                     }
                     Said::Message(message) if message.kind == NEW_ELEMENT => {
-                        let message = decode::elements(&message).map_err(|Malformed| unreadable())?;
-                        *slot = message.elements.into_iter().next();
+                        let elements = decode::elements(&message).map_err(|Malformed| unreadable())?;
+                        *slot = elements.into_iter().next();
                     }
                     _ => return Err(unreadable()),
                 }

@@ -141,24 +141,16 @@ fn data_type(id: u32, len: u32) -> DataType {
     DataType { id, ..DataType::simple(0, u8::try_from(len).unwrap_or(u8::MAX)) }
 }
 
-/// The elements of one message, for the table and set that it names.
-pub(super) struct Elements {
-    pub(super) table: String,
-    pub(super) set: String,
-    pub(super) elements: Vec<Element>,
+/// The elements of one message, all of the same set.
+pub(super) fn elements(message: &Message<'_>) -> Result<Vec<Element>> {
+    let elements = Fields(message.attributes).bytes(3).unwrap_or_default();
+    Ok(list(elements).map(element).collect())
 }
 
-pub(super) fn elements(message: &Message<'_>) -> Result<Elements> {
-    let (mut table, mut set, mut found) = (None, None, Vec::new());
-    for (kind, value) in attributes(message.attributes) {
-        match kind {
-            1 => table = Some(text(value)),
-            2 => set = Some(text(value)),
-            3 => found = list(value).map(element).collect(),
-            _ => {}
-        }
-    }
-    Ok(Elements { table: table.ok_or(Malformed)?, set: set.ok_or(Malformed)?, elements: found })
+/// A name in a message: of the table, or of what the message is about.
+#[cfg(feature = "events")]
+pub(super) fn text_of(message: &Message<'_>, kind: u16) -> Result<String> {
+    Fields(message.attributes).text(kind).ok_or(Malformed)
 }
 
 fn element(bytes: &[u8]) -> Element {
@@ -235,7 +227,7 @@ fn comment_of(data: &[u8], wanted: u8) -> Option<String> {
     None
 }
 
-/// An expression's attributes: the number or the bytes of each kind.
+/// Attributes by their kinds: an expression's, a message's.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {

@@ -16,6 +16,8 @@ mod links;
 #[cfg(test)]
 mod namespaces;
 #[cfg(test)]
+mod nftables;
+#[cfg(test)]
 mod routes;
 #[cfg(test)]
 mod second_opinion;
