@@ -205,6 +205,7 @@ impl Work<'_, '_> {
                     mtu: bridge.mtu,
                     mcast_snooping: None,
                     mcast_querier: None,
+                    vlan_filtering: None,
                 };
                 let made = self.places.host.apply(&[link::create_bridge(&spec)]);
                 if let Err(error) = made {

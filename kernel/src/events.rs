@@ -184,6 +184,8 @@ fn event(body: Body) -> Option<Event> {
         Body::Route(route) => Some(Event::Route(route)),
         Body::RouteRemoved(route) => Some(Event::RouteRemoved(route)),
         Body::Overrun | Body::Malformed => Some(Event::Overrun),
-        Body::Ack | Body::Done | Body::Failure { .. } | Body::Other => None,
+        Body::Ack | Body::Done | Body::Failure { .. } => None,
+        // Of groups that are not listened to.
+        Body::Qdisc(_) | Body::Filter(_) | Body::Other => None,
     }
 }

@@ -72,6 +72,8 @@ pub struct Link {
     pub alias: Option<String>,
     /// Its group; 0 unless somebody chose another.
     pub group: u32,
+    /// How many packets its transmit queue holds, where its queueing discipline asks (IFLA_TXQLEN).
+    pub tx_queue_length: u32,
     /// Its settings as a bridge's port; `None` if it is none.
     pub port: Option<BridgePort>,
     /// Its settings as a bridge; `None` if it is none.
@@ -89,6 +91,8 @@ pub struct LinkFlags {
     pub running: bool,
     /// It takes frames for all addresses (IFF_PROMISC), by request.
     pub promisc: bool,
+    /// It takes frames for all multicast addresses (IFF_ALLMULTI), by request.
+    pub all_multicast: bool,
 }
 
 /// A bridge port's settings.
@@ -109,8 +113,8 @@ pub struct BridgeState {
     pub mcast_snooping: bool,
     /// It asks for listeners itself where no router does.
     pub mcast_querier: bool,
-    /// It separates VLANs.
-    pub vlan_filtering: bool,
+    /// It separates VLANs. `None`: the kernel was built without (CONFIG_BRIDGE_VLAN_FILTERING).
+    pub vlan_filtering: Option<bool>,
 }
 
 /// How a link makes itself IPv6 addresses (IFLA_INET6_ADDR_GEN_MODE).
@@ -181,6 +185,8 @@ pub struct BridgeSpec<'a> {
     pub mcast_snooping: Option<bool>,
     /// See [`BridgeState::mcast_querier`]; `None` for the kernel's default, off.
     pub mcast_querier: Option<bool>,
+    /// See [`BridgeState::vlan_filtering`]; `None` for the kernel's default, off. A kernel without passes over it.
+    pub vlan_filtering: Option<bool>,
 }
 
 /// Makes a bridge. It is not up.
@@ -190,12 +196,22 @@ pub fn create_bridge(spec: &BridgeSpec<'_>) -> Request<'static> {
     let mut data = Vec::new();
     data.extend(spec.mcast_snooping.map(InfoBridge::MulticastSnooping));
     data.extend(spec.mcast_querier.map(InfoBridge::MulticastQuerier));
+    data.extend(spec.vlan_filtering.map(InfoBridge::VlanFiltering));
     let mut info = vec![LinkInfo::Kind(InfoKind::Bridge)];
     if !data.is_empty() {
         info.push(LinkInfo::Data(InfoData::Bridge(data)));
     }
     message.attributes.push(LinkAttribute::LinkInfo(info));
     Request::create("create bridge", spec.name, RouteNetlinkMessage::NewLink(message))
+}
+
+/// Makes an intermediate functional block: a link that gives back, as received, what is sent to it, so that what a
+/// link receives can wait in a queue. It is not up.
+pub fn create_ifb(name: &str) -> Request<'static> {
+    let mut message = named(name);
+    message.attributes.extend([LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)]);
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]));
+    Request::create("create ifb", name, RouteNetlinkMessage::NewLink(message))
 }
 
 /// What to change of a link; `None` leaves as it is.
@@ -219,6 +235,10 @@ pub struct LinkChange {
     pub group: Option<u32>,
     /// See [`LinkFlags::promisc`].
     pub promisc: Option<bool>,
+    /// See [`LinkFlags::all_multicast`].
+    pub all_multicast: Option<bool>,
+    /// See [`Link::tx_queue_length`].
+    pub tx_queue_length: Option<u32>,
     /// See [`BridgePort::hairpin`].
     pub hairpin: Option<bool>,
     /// See [`BridgePort::isolated`].
@@ -229,6 +249,8 @@ pub struct LinkChange {
     pub mcast_snooping: Option<bool>,
     /// See [`BridgeState::mcast_querier`]; for a bridge.
     pub mcast_querier: Option<bool>,
+    /// See [`BridgeState::vlan_filtering`]; for a bridge.
+    pub vlan_filtering: Option<bool>,
     /// Announce its IPv4 addresses by gratuitous ARP when it comes up (sysctl `arp_notify`), set here without a
     /// visit to /proc.
     pub arp_notify: Option<bool>,
@@ -244,6 +266,7 @@ pub fn change(link: LinkRef<'_>, change: &LinkChange) -> Vec<Request<'static>> {
     message.attributes.extend(change.group.map(LinkAttribute::Group));
     message.attributes.extend(change.alias.clone().map(LinkAttribute::IfAlias));
     message.attributes.extend(change.controller.map(LinkAttribute::Controller));
+    message.attributes.extend(change.tx_queue_length.map(LinkAttribute::TxQueueLen));
     push_af_spec(&mut message, change);
     // Within one message the kernel switches the link on before it reads the address generation mode or the
     // bridge, and it sets port flags before it looks at the bridge.
@@ -261,6 +284,7 @@ pub fn change(link: LinkRef<'_>, change: &LinkChange) -> Vec<Request<'static>> {
     }
     push_flag(&mut message, Iff::Up, change.up);
     push_flag(&mut message, Iff::Promisc, change.promisc);
+    push_flag(&mut message, Iff::Allmulti, change.all_multicast);
     push_link_info(&mut message, change);
     if !message.attributes.is_empty() || !message.header.change_mask.is_empty() {
         requests.push(Request::change(
@@ -358,6 +382,7 @@ fn push_link_info(message: &mut LinkMessage, change: &LinkChange) {
     let mut bridge = Vec::new();
     bridge.extend(change.mcast_snooping.map(InfoBridge::MulticastSnooping));
     bridge.extend(change.mcast_querier.map(InfoBridge::MulticastQuerier));
+    bridge.extend(change.vlan_filtering.map(InfoBridge::VlanFiltering));
     if !bridge.is_empty() {
         info.push(LinkInfo::Kind(InfoKind::Bridge));
         info.push(LinkInfo::Data(InfoData::Bridge(bridge)));
@@ -387,6 +412,7 @@ impl Link {
                 up: flags & 0x1 != 0,
                 running: flags & 0x40 != 0,
                 promisc: flags & 0x100 != 0,
+                all_multicast: flags & 0x200 != 0,
             },
             ..Self::default()
         };
@@ -396,6 +422,7 @@ impl Link {
                 3 => link.name = text(value),
                 4 => link.mtu = u32_at(value, 0).unwrap_or(0),
                 5 => link.peer_index = u32_at(value, 0).filter(|index| *index != 0),
+                13 => link.tx_queue_length = u32_at(value, 0).unwrap_or(0),
                 10 => link.controller = u32_at(value, 0).filter(|index| *index != 0),
                 18 => link.parse_info(value),
                 20 => link.alias = Some(text(value)).filter(|alias| !alias.is_empty()),
@@ -417,9 +444,11 @@ impl Link {
                 1 => self.kind = Some(text(value)),
                 2 if self.kind.as_deref() == Some("bridge") => {
                     let bridge = self.bridge.get_or_insert_default();
+                    // IFLA_BR_VLAN_DEFAULT_PVID is what only kernels with VLANs tell; 7 all tell.
+                    let has_vlans = attributes(value).any(|(kind, _)| kind == 39);
                     for (kind, value) in attributes(value) {
                         match kind {
-                            7 => bridge.vlan_filtering = on(value),
+                            7 if has_vlans => bridge.vlan_filtering = Some(on(value)),
                             23 => bridge.mcast_snooping = on(value),
                             25 => bridge.mcast_querier = on(value),
                             _ => {}

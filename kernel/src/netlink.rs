@@ -11,7 +11,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkSerializable,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkSerializable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -69,8 +70,14 @@ impl Request<'_> {
         Self { flags: 0, ..Self::change(op, object, message) }
     }
 
-    fn dump(op: &'static str, object: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+    pub(crate) fn dump(op: &'static str, object: impl Into<String>, message: RouteNetlinkMessage) -> Self {
         Self { flags: NLM_F_DUMP, ..Self::change(op, object, message) }
+    }
+
+    /// With the kernel's event about what the request did as a part of its answer.
+    pub(crate) fn echoed(mut self) -> Self {
+        self.flags |= NLM_F_ECHO;
+        self
     }
 
     fn error(&self, errno: Errno) -> Error {
@@ -261,7 +268,7 @@ impl Netlink {
         result.or_else(|error| if error.is_missing() { Ok(Vec::new()) } else { Err(error) })
     }
 
-    fn dump<T>(&mut self, query: Request<'_>, pick: impl Fn(Body) -> Option<T>) -> Result<Vec<T>> {
+    pub(crate) fn dump<T>(&mut self, query: Request<'_>, pick: impl Fn(Body) -> Option<T>) -> Result<Vec<T>> {
         for attempt in 0..DUMP_ATTEMPTS {
             if attempt > 0 {
                 pause(attempt);
@@ -279,7 +286,7 @@ impl Netlink {
 
     /// Sends the requests as one datagram and hands out what the answers carry. `false`: the tables changed while
     /// they were dumped.
-    fn exchange(&mut self, requests: &[&Request<'_>], take: &mut dyn FnMut(Body)) -> Result<bool> {
+    pub(crate) fn exchange(&mut self, requests: &[&Request<'_>], take: &mut dyn FnMut(Body)) -> Result<bool> {
         let Some(last) = requests.last() else {
             return Ok(true);
         };
@@ -333,8 +340,8 @@ impl Netlink {
                     }
                     body => {
                         take(body);
-                        // The answer to a query for one object is not followed by anything.
-                        if is_last && !reply.multi {
+                        // The answer to a query for one object is not followed by anything that was not asked for.
+                        if is_last && !reply.multi && last.flags & NLM_F_ACK == 0 {
                             return failure.map_or(Ok(whole), Err);
                         }
                     }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use nix::libc;
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{FsType, fstatfs};
 use serde::{Deserialize, Serialize};
 
@@ -183,6 +183,26 @@ impl Netns {
     pub fn netlink(&self) -> Result<Netlink> {
         self.run(Netlink::open)?
     }
+}
+
+/// Runs `f` in a network namespace that is gone afterwards.
+///
+/// # Errors
+/// No thread could be started (EAGAIN), or no namespace can be made (EPERM); then `f` has not run.
+pub(crate) fn in_throw_away_netns<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T> {
+    const OP: &str = "make network namespace";
+    thread::scope(|scope| {
+        #[expect(clippy::disallowed_methods, reason = "the thread ends inside")]
+        let inside = || {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(|e| Error::new(OP, "", e))?;
+            Ok(f())
+        };
+        let thread = thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, inside)
+            .map_err(|e| Error::io(OP, "", &e))?;
+        thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
+    })
 }
 
 impl AsFd for Netns {

@@ -6,6 +6,7 @@
 
 use crate::addr::Address;
 use crate::link::Link;
+use crate::qdisc::{Filter, Qdisc};
 use crate::route::Route;
 
 /// `nlmsghdr`: length, type, flags, sequence number, port.
@@ -61,6 +62,10 @@ pub enum Body {
     Route(Box<Route>),
     /// A route that is gone (RTM_DELROUTE).
     RouteRemoved(Box<Route>),
+    /// A queueing discipline (RTM_NEWQDISC).
+    Qdisc(Box<Qdisc>),
+    /// A filter (RTM_NEWTFILTER).
+    Filter(Box<Filter>),
     /// A message about something else, such as a bridge's own view of its ports.
     Other,
     /// A message too short for what it claims to be; the rest of the datagram is not to be trusted.
@@ -156,6 +161,8 @@ fn parse_body(header: &Header, payload: &[u8]) -> Body {
         24 | 25 if payload.first().is_some_and(|family| ![2, 10].contains(family)) => Some(Body::Other),
         24 => route().map(Body::Route),
         25 => route().map(Body::RouteRemoved),
+        36 => Qdisc::parse(payload).map(Box::new).map(Body::Qdisc),
+        44 => Filter::parse(payload).map(Box::new).map(Body::Filter),
         _ => Some(Body::Other),
     };
     body.unwrap_or(Body::Malformed)
@@ -233,6 +240,10 @@ pub(crate) fn be64_at(bytes: &[u8], at: usize) -> Option<u64> {
 
 pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes_at(bytes, at).map(u32::from_ne_bytes)
+}
+
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    bytes_at(bytes, at).map(u64::from_ne_bytes)
 }
 
 pub(crate) fn i32_at(bytes: &[u8], at: usize) -> Option<i32> {

@@ -1,6 +1,8 @@
 //! Sysctls, as files below /proc/sys. Those below `net` are those of the calling thread's network namespace.
 
 use std::fs;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
@@ -33,14 +35,33 @@ pub fn write(name: &str, value: &str) -> Result<bool> {
     const OP: &str = "write sysctl";
     let path = path(OP, name)?;
     let failed = |e| Error { detail: Some(format!("value {value:?}")), ..Error::io(OP, name, &e) };
-    // Some may be written but not read.
-    if fs::read_to_string(&path).is_ok_and(|old| old.trim_end() == value) {
-        return Ok(false);
+    // Not fs::write, which would ask procfs to create and truncate. One descriptor for both: an ADD sets some five.
+    match fs::File::options().read(true).write(true).open(&path) {
+        Ok(file) => {
+            // A longer value is another one. Some may be written but not read.
+            let mut old = [0; 256];
+            let is_set = file.read_at(&mut old, 0).is_ok_and(|length| {
+                old.get(..length).is_some_and(|old| length < 256 && old.trim_ascii_end() == value.as_bytes())
+            });
+            if is_set {
+                return Ok(false);
+            }
+            file.write_all_at(value.as_bytes(), 0).map_err(failed)?;
+            Ok(true)
+        }
+        // Read-only as a whole, or one that may be read or written only.
+        Err(refused) => {
+            if fs::read_to_string(&path).is_ok_and(|old| old.trim_end() == value) {
+                return Ok(false);
+            }
+            if refused.kind() != io::ErrorKind::PermissionDenied {
+                return Err(failed(refused));
+            }
+            let file = fs::File::options().write(true).open(&path).map_err(failed)?;
+            file.write_all_at(value.as_bytes(), 0).map_err(failed)?;
+            Ok(true)
+        }
     }
-    // Not fs::write, which would ask procfs to create and truncate.
-    let mut file = fs::File::options().write(true).open(&path).map_err(failed)?;
-    std::io::Write::write_all(&mut file, value.as_bytes()).map_err(failed)?;
-    Ok(true)
 }
 
 /// Part of the name is not under our control: a link called `..` must not lead elsewhere.

@@ -65,7 +65,8 @@ pub(crate) fn up() -> LinkChange {
 
 pub(crate) fn bridge(netlink: &mut Netlink, name: &str) -> Link {
     let mac = MacAddr([2, 0, 0, 0, 0, 0xfe]);
-    let spec = BridgeSpec { name, mac, mtu: None, mcast_snooping: None, mcast_querier: None };
+    let spec =
+        BridgeSpec { name, mac, mtu: None, mcast_snooping: None, mcast_querier: None, vlan_filtering: None };
     let mut requests = vec![link::create_bridge(&spec)];
     requests.extend(link::change(LinkRef::Name(name), &up()));
     netlink.apply_then_link(&requests, LinkRef::Name(name)).expect("a bridge").expect("it is there")

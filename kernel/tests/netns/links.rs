@@ -118,6 +118,7 @@ fn a_bridge_keeps_the_mac_address_that_it_was_made_with() {
             mtu: Some(1400),
             mcast_snooping: Some(true),
             mcast_querier: Some(true),
+            vlan_filtering: None,
         };
         let mut requests = vec![link::create_bridge(&spec)];
         let settings = LinkChange { addr_gen_mode: Some(AddrGenMode::None), promisc: Some(true), ..up() };
@@ -128,7 +129,7 @@ fn a_bridge_keeps_the_mac_address_that_it_was_made_with() {
         assert_eq!(bridge.addr_gen_mode, Some(AddrGenMode::None));
         assert!(bridge.flags.up && bridge.flags.promisc);
         let state = bridge.bridge.expect("a bridge's settings");
-        assert!(state.mcast_snooping && state.mcast_querier && !state.vlan_filtering);
+        assert!(state.mcast_snooping && state.mcast_querier && state.vlan_filtering != Some(true));
         assert_eq!(host.addresses(Some(bridge.index)).expect("listed"), []);
 
         // A bridge without one of its own would now take this, the lowest.

@@ -18,6 +18,8 @@ mod namespaces;
 #[cfg(test)]
 mod nftables;
 #[cfg(test)]
+mod qdiscs;
+#[cfg(test)]
 mod routes;
 #[cfg(test)]
 mod second_opinion;
