@@ -6,6 +6,7 @@ mod attachment;
 pub mod drift;
 pub mod plan;
 pub mod removal;
+pub mod rules;
 pub mod step;
 mod traffic;
 mod tuning;
