@@ -90,6 +90,8 @@ pub enum Reference {
     Same,
     /// They do not: what they do, and why podwire does otherwise. At least one step says what to expect of them.
     Differs(&'static str),
+    /// They have nothing of the kind, and the row is not replayed with them: why podwire has it.
+    Lacks(&'static str),
 }
 
 /// Checks that the section `heading` of docs/differences.md lists the rows that differ, with their reasons, and no
@@ -108,8 +110,13 @@ pub fn differences(heading: &str, cases: &[Case]) -> Result<(), String> {
             Reference::Differs(_) if !overridden => {
                 return Err(format!("{:?} does not say what to expect of the reference", case.name));
             }
+            Reference::Lacks(_) if overridden => {
+                return Err(format!("{:?} is not replayed with the reference", case.name));
+            }
             Reference::Same => {}
-            Reference::Differs(why) => wanted.push_str(&format!("| {} | {why} |\n", case.name)),
+            Reference::Differs(why) | Reference::Lacks(why) => {
+                wanted.push_str(&format!("| {} | {why} |\n", case.name))
+            }
         }
     }
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/differences.md");

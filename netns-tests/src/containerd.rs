@@ -8,8 +8,10 @@ use std::time::Duration;
 use crate::cri::Cri;
 use crate::error::{LabError, Result};
 use crate::image::{self, PAUSE};
+use crate::netns::Netns;
 use crate::node::Node;
 use crate::process::{program, wait_for};
+use crate::traffic::Place;
 
 const SOCKET: &str = "/run/containerd/containerd.sock";
 const LOG: &str = "/run/containerd.log";
@@ -48,6 +50,17 @@ impl Containerd {
     /// Its CRI.
     pub fn cri(&mut self) -> &mut Cri {
         &mut self.cri
+    }
+
+    /// A pod's network, for traffic from and to it.
+    ///
+    /// # Errors
+    /// If the runtime does not know the pod, or its network namespace is gone.
+    pub fn place(&mut self, pod: &str, name: &str) -> Result<Sandbox> {
+        let path = self.cri.pod_netns(pod)?;
+        // containerd names it below /var/run, and an absolute link would lead out of the node.
+        let path = path.strip_prefix("/var").unwrap_or(&path);
+        Ok(Sandbox { name: name.to_owned(), netns: Netns::open(&self.node.path(path))? })
     }
 
     /// Runs `ctr`, containerd's own client. Gives its standard output.
@@ -106,6 +119,22 @@ impl Containerd {
     /// An error with the end of containerd's log.
     pub fn explain(&self, what: impl std::fmt::Display) -> LabError {
         LabError::new(format!("{what}; containerd's log ends with\n{}", self.log_tail()))
+    }
+}
+
+/// The network namespace of a runtime's pod. It lives as long as this value, whatever becomes of the pod.
+pub struct Sandbox {
+    name: String,
+    netns: Netns,
+}
+
+impl Place for Sandbox {
+    fn network(&self) -> &Netns {
+        &self.netns
+    }
+
+    fn label(&self) -> &str {
+        &self.name
     }
 }
 

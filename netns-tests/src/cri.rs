@@ -12,6 +12,7 @@ use prost::Message;
 use tokio::runtime::Runtime;
 
 use crate::error::{LabError, Result};
+use crate::traffic::Transport;
 
 /// How long one call may take. Runtimes give a plugin longer, but no test waits for that.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
@@ -35,13 +36,16 @@ messages! {
         #[prost(string, tag = "1")] cgroup_parent: String,
     }
     PortMapping {
+        #[prost(int32, tag = "1")] protocol: i32,
         #[prost(int32, tag = "2")] container_port: i32,
         #[prost(int32, tag = "3")] host_port: i32,
+        #[prost(string, tag = "4")] host_ip: String,
     }
     PodConfig {
         #[prost(message, optional, tag = "1")] metadata: Option<PodMetadata>,
         #[prost(string, tag = "2")] hostname: String,
         #[prost(message, repeated, tag = "5")] port_mappings: Vec<PortMapping>,
+        #[prost(map = "string, string", tag = "7")] annotations: HashMap<String, String>,
         #[prost(message, optional, tag = "8")] linux: Option<LinuxPod>,
     }
     RunPodRequest {
@@ -122,12 +126,69 @@ messages! {
     }
 }
 
+/// As the CRI has it: the protocols have numbers of their own.
+fn port_mapping(port: &HostPort) -> PortMapping {
+    PortMapping {
+        protocol: match port.transport {
+            Transport::Tcp => 0,
+            Transport::Udp => 1,
+        },
+        container_port: port.container_port.into(),
+        host_port: port.host_port.into(),
+        host_ip: port.host_ip.map(|ip| ip.to_string()).unwrap_or_default(),
+    }
+}
+
 /// A connection to a runtime.
 pub struct Cri {
     // The order matters: the channel's task ends before the runtime that it runs on.
     grpc: tonic::client::Grpc<tonic::transport::Channel>,
     runtime: Runtime,
     cgroup: String,
+}
+
+/// What a pod may have besides a name.
+#[derive(Debug, Clone, Default)]
+pub struct PodOptions {
+    /// Ports of the node that lead to it.
+    pub ports: Vec<HostPort>,
+    /// Annotations, such as `kubernetes.io/ingress-bandwidth`, from which a runtime reads rates.
+    pub annotations: Vec<(&'static str, &'static str)>,
+}
+
+/// A port of the node that leads to a pod.
+#[derive(Debug, Clone, Copy)]
+pub struct HostPort {
+    /// The protocol.
+    pub transport: Transport,
+    /// The node's address; `None` for all.
+    pub host_ip: Option<IpAddr>,
+    /// The node's port.
+    pub host_port: u16,
+    /// The pod's port.
+    pub container_port: u16,
+}
+
+impl HostPort {
+    /// A port on all of the node's addresses.
+    pub fn new(transport: Transport, host_port: u16, container_port: u16) -> Self {
+        Self { transport, host_ip: None, host_port, container_port }
+    }
+}
+
+impl PodOptions {
+    /// The rates of a pod as Kubernetes writes them, such as `20M`: what it receives, and what it sends.
+    pub fn rates(mut self, ingress: &'static str, egress: &'static str) -> Self {
+        self.annotations.push(("kubernetes.io/ingress-bandwidth", ingress));
+        self.annotations.push(("kubernetes.io/egress-bandwidth", egress));
+        self
+    }
+
+    /// One more port.
+    pub fn port(mut self, port: HostPort) -> Self {
+        self.ports.push(port);
+        self
+    }
 }
 
 /// A pod as the runtime lists it.
@@ -240,14 +301,15 @@ impl Cri {
         Ok(answer.id)
     }
 
-    /// Runs a pod with a TCP port of the host mapped to one of its own.
+    /// Runs a pod with ports and annotations.
     ///
     /// # Errors
     /// See [`Cri::run_pod`].
-    pub fn run_pod_with_port(&mut self, name: &str, host_port: u16, container_port: u16) -> Result<String> {
+    pub fn run_pod_with(&mut self, name: &str, options: &PodOptions) -> Result<String> {
         let mut config = self.pod_config(name);
-        let mapping = PortMapping { container_port: container_port.into(), host_port: host_port.into() };
-        config.port_mappings.push(mapping);
+        config.port_mappings = options.ports.iter().map(port_mapping).collect();
+        config.annotations =
+            options.annotations.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
         let answer: Id = self.call("RunPodSandbox", RunPodRequest { config: Some(config) })?;
         Ok(answer.id)
     }
@@ -272,6 +334,7 @@ impl Cri {
             }),
             hostname: name.to_owned(),
             port_mappings: Vec::new(),
+            annotations: HashMap::new(),
             linux: Some(LinuxPod { cgroup_parent: self.cgroup.clone() }),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -23,6 +24,15 @@ impl Netns {
                 .map_err(LabError::because("create a network namespace (the tests need root)"))?;
             Self::current()
         })
+    }
+
+    /// The one that is mounted at a path.
+    ///
+    /// # Errors
+    /// If nothing is there.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(LabError::because(format!("open {}", path.display())))?;
+        Ok(Self(file.into()))
     }
 
     /// The calling thread's network namespace.

@@ -14,7 +14,8 @@ pub fn conf_dir() -> PathBuf {
 }
 
 /// A shipped conflist, such as `10-podwire.conflist`. When the tests run against the reference plugins, podwire is
-/// replaced by bridge, and podwire-ipam by host-local: nothing else differs.
+/// replaced by bridge, with portmap and bandwidth after it where they are asked for, and podwire-ipam by host-local:
+/// nothing else differs.
 ///
 /// # Errors
 /// If there is no such file, or it is not JSON.
@@ -23,14 +24,25 @@ pub fn conflist(name: &str) -> Result<Value> {
     let what = format!("read {}", path.display());
     let text = std::fs::read(&path).map_err(LabError::because(what.clone()))?;
     let mut conflist: Value = serde_json::from_slice(&text).map_err(LabError::because(what))?;
+    conflist["plugins"][0]["capabilities"] = json!({"portMappings":true,"bandwidth":true});
+    conflist["plugins"][0]["ipMasq"] = json!(true);
     if uses_reference() {
         // Debian 12's plugins end at 1.0.0, and so do the configurations that they can be given.
         conflist["cniVersions"] = json!(["0.4.0", "1.0.0"]);
+        let mut chained = Vec::new();
         for plugin in conflist["plugins"].as_array_mut().into_iter().flatten() {
             if plugin["type"] == "podwire" {
                 plugin["type"] = json!("bridge");
                 plugin["ipam"]["type"] = json!("host-local");
+                for (program, capability) in [("portmap", "portMappings"), ("bandwidth", "bandwidth")] {
+                    if plugin["capabilities"][capability] == true {
+                        chained.push(json!({ "type": program, "capabilities": { capability: true } }));
+                    }
+                }
             }
+        }
+        if let Some(plugins) = conflist["plugins"].as_array_mut() {
+            plugins.extend(chained);
         }
     }
     Ok(conflist)

@@ -12,7 +12,7 @@ use super::expect::Judge;
 use super::reference;
 use super::scene::Scene;
 use super::step::{Call, Look, Previous, Stdin, Step, Text};
-use super::{Case, Plugin};
+use super::{Case, Plugin, Reference};
 use crate::chain::Chain;
 use crate::lab::Lab;
 use crate::network::rules_of_pods;
@@ -82,7 +82,9 @@ pub fn replay(cases: &[Case], subject: Subject) -> Result<(), String> {
 pub fn replay_with(cases: &[Case], subject: Subject, netfilter: BridgeNetfilter) -> Result<(), String> {
     let wanted = std::env::var("PODWIRE_CASE").unwrap_or_default();
     let chosen = cases.iter().filter(|case| case.name.contains(&wanted));
+    let lacks = |case: &&Case| subject == Subject::Reference && matches!(case.reference, Reference::Lacks(_));
     let jobs: Vec<_> = chosen
+        .filter(|case| !lacks(case))
         .flat_map(|case| {
             case.versions.list(subject != Subject::Podwire).into_iter().map(move |version| (case, version))
         })

@@ -104,12 +104,10 @@ fn packet_socket() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// An Ethernet frame.
+/// An Ethernet frame. A short one is not filled up to 60 bytes: veth carries it as it is, and bridge netfilter would take
+/// the filling away again.
 pub fn ethernet(to: Mac, from: Mac, ether_type: u16, payload: &[u8]) -> Vec<u8> {
-    let mut frame = [to.as_slice(), &from, &ether_type.to_be_bytes(), payload].concat();
-    // The shortest that a wire carries.
-    frame.resize(frame.len().max(60), 0);
-    frame
+    [to.as_slice(), &from, &ether_type.to_be_bytes(), payload].concat()
 }
 
 /// The payload of a frame with a VLAN tag.

@@ -41,7 +41,10 @@ impl Sink {
                         match stream.read(&mut buffer) {
                             Ok(0) => return,
                             Ok(count) => drop(received.fetch_add(count as u64, Ordering::Relaxed)),
-                            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                            // The listener's timeout is its connections' too.
+                            Err(error)
+                                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                            }
                             Err(_) => return,
                         }
                     }
