@@ -1,1 +1,276 @@
 //! Connection tracking: which connections the kernel knows, and making it forget one.
+//!
+//! A UDP flow that began before its port was forwarded keeps its old translation as long as its sender goes on: the
+//! rules are asked for a connection's first packet alone. So does one to a pod that is gone.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP, NetlinkSerializable};
+use netlink_packet_netfilter::conntrack::{
+    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Tuple as TupleAttribute,
+};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage};
+use nix::errno::Errno;
+
+use crate::addr::Family;
+use crate::error::{Error, Result};
+use crate::nfnetlink::{Malformed, Message, Request, Socket};
+use crate::reply::{attributes, be16_at, be32_at, ip};
+
+/// NFNL_SUBSYS_CTNETLINK, as it stands in a message's type; also IPCTNL_MSG_CT_NEW.
+const SUBSYSTEM: u16 = 1 << 8;
+
+/// IPCTNL_MSG_CT_DELETE
+const DELETE: u16 = SUBSYSTEM | 2;
+
+/// One direction of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    /// Who sends.
+    pub source: IpAddr,
+    /// Who receives.
+    pub destination: IpAddr,
+    /// The transport protocol's number.
+    pub protocol: u8,
+    /// The sender's port; 0 for protocols without ports.
+    pub source_port: u16,
+    /// The receiver's port; 0 for protocols without ports.
+    pub destination_port: u16,
+}
+
+/// A connection that the kernel knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Entry {
+    /// As its first packet was, before any translation.
+    pub original: Tuple,
+    /// As an answer is, before it is translated back: its source is who really answers.
+    pub reply: Tuple,
+    /// Its zone; 0 unless somebody made zones.
+    pub zone: u16,
+    /// Its number. A later connection with the same addresses and ports may be given the same one: the kernel makes it
+    /// from those and from a place in memory, and was seen to.
+    pub id: u32,
+    /// IPS_* bits, as in `linux/netfilter/nf_conntrack_common.h`.
+    pub status: u32,
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Tuple { source, destination, protocol, source_port, destination_port } = self.original;
+        write!(f, "protocol {protocol} {source} port {source_port} to {destination} port {destination_port}")
+    }
+}
+
+/// Which connections to list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Filter {
+    /// Of this family.
+    pub family: Family,
+    /// Of this transport protocol.
+    pub protocol: u8,
+    /// Opened to this port.
+    pub destination_port: Option<u16>,
+    /// Answered from this address.
+    pub reply_source: Option<IpAddr>,
+}
+
+impl Filter {
+    /// Whether it lets the connection through.
+    pub fn admits(&self, entry: &Entry) -> bool {
+        let Entry { original, reply, .. } = entry;
+        self.family == Family::of(original.source)
+            && self.protocol == original.protocol
+            && self.destination_port.is_none_or(|port| port == original.destination_port)
+            && self.reply_source.is_none_or(|source| source == reply.source)
+    }
+}
+
+/// A socket for connection tracking, in the network namespace in which it was opened.
+#[derive(Debug)]
+pub struct Conntrack {
+    socket: Socket,
+}
+
+impl Conntrack {
+    /// Opens a NETLINK_NETFILTER socket in the calling thread's network namespace: errors with the kernel's words,
+    /// answers awaited for 5 s at most.
+    ///
+    /// # Errors
+    /// The socket cannot be made (EMFILE, ENOMEM; EPROTONOSUPPORT without netfilter).
+    pub fn open() -> Result<Self> {
+        let socket = Socket::open().map_err(|e| Error::io("open conntrack socket", "", &e))?;
+        Ok(Self { socket })
+    }
+
+    /// The connections that the filter lets through. Connections that come or go meanwhile may be among them or not.
+    /// From Linux 5.8 on the kernel leaves out the others, before that they are read and left out here.
+    ///
+    /// # Errors
+    /// The dump failed.
+    pub fn entries(&mut self, filter: &Filter) -> Result<Vec<Entry>> {
+        let result = self.dump(filter, filter_attributes(filter)).or_else(|error| match error.errno() {
+            // A kernel that knows filters, but not this one.
+            errno if errno == Errno::EOPNOTSUPP as i32 || errno == Errno::EINVAL as i32 => {
+                self.dump(filter, Vec::new())
+            }
+            _ => Err(error),
+        });
+        let mut entries = result?;
+        entries.retain(|entry| filter.admits(entry));
+        Ok(entries)
+    }
+
+    fn dump(&mut self, filter: &Filter, attributes: Vec<ConntrackAttribute>) -> Result<Vec<Entry>> {
+        let object = format!("of protocol {}", filter.protocol);
+        let request =
+            request(SUBSYSTEM | 1, NLM_F_DUMP, "list connections", object, filter.family, attributes);
+        self.socket
+            .dump(&request, |message| Ok(if message.kind == SUBSYSTEM { entry(message)? } else { None }))
+    }
+
+    /// Makes the kernel forget a connection, whose next packet then is a first one; `false` if it has already. For
+    /// protocols with ports.
+    ///
+    /// # Errors
+    /// A failure other than the connection's absence.
+    pub fn delete(&mut self, entry: &Entry) -> Result<bool> {
+        let attributes = vec![
+            ConntrackAttribute::CtaTupleOrig(tuple_attributes(&entry.original)),
+            number(CTA_ID, entry.id),
+            ConntrackAttribute::Other(DefaultNla::new(CTA_ZONE, entry.zone.to_be_bytes().to_vec())),
+        ];
+        let family = Family::of(entry.original.source);
+        let object = entry.to_string();
+        let request = request(DELETE, NLM_F_ACK, "forget connection", object, family, attributes);
+        match self.socket.exchange(&request, &mut |_| Ok(())) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_missing() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+const CTA_ID: u16 = 12;
+const CTA_ZONE: u16 = 18;
+const CTA_FILTER: u16 = 25;
+
+/// CTA_FILTER_F_* of the kernel's nf_internals.h: which parts of a tuple a filter compares.
+const FILTER_SOURCE: u32 = 1 << 0;
+const FILTER_PROTOCOL: u32 = 1 << 3;
+const FILTER_DESTINATION_PORT: u32 = 1 << 5;
+
+fn request(
+    kind: u16,
+    flags: u16,
+    op: &'static str,
+    object: String,
+    family: Family,
+    attributes: Vec<ConntrackAttribute>,
+) -> Request {
+    let header = NetfilterHeader::new(u8::from(family.number()).into(), 0, 0);
+    // The library has no type for all kinds; they carry the same attributes.
+    let message = NetfilterMessage::new(header, ConntrackMessage::Get(attributes));
+    let mut payload = vec![0; NetlinkSerializable::buffer_len(&message)];
+    message.serialize(&mut payload);
+    Request { kind, flags, payload, op, object }
+}
+
+fn filter_attributes(filter: &Filter) -> Vec<ConntrackAttribute> {
+    let mut proto = vec![ProtoTuple::Protocol(filter.protocol.into())];
+    let mut original = FILTER_PROTOCOL;
+    if let Some(port) = filter.destination_port {
+        proto.push(ProtoTuple::DestinationPort(port));
+        original |= FILTER_DESTINATION_PORT;
+    }
+    let mut attributes = vec![ConntrackAttribute::CtaTupleOrig(vec![TupleAttribute::Proto(proto)])];
+    let mut reply = 0;
+    if let Some(source) = filter.reply_source {
+        let tuple = vec![TupleAttribute::Ip(vec![IPTuple::SourceAddress(source)])];
+        attributes.push(ConntrackAttribute::CtaTupleReply(tuple));
+        reply = FILTER_SOURCE;
+    }
+    // CTA_FILTER_ORIG_FLAGS and CTA_FILTER_REPLY_FLAGS, in the machine's byte order.
+    let mut flags = Vec::new();
+    for (kind, value) in [(1, original), (2, reply)] {
+        let attribute = DefaultNla::new(kind, value.to_ne_bytes().to_vec());
+        let at = flags.len();
+        flags.resize(at + attribute.buffer_len(), 0);
+        attribute.emit(flags.get_mut(at..).unwrap_or_default());
+    }
+    attributes.push(ConntrackAttribute::Other(DefaultNla::new(CTA_FILTER | NLA_F_NESTED, flags)));
+    attributes
+}
+
+fn tuple_attributes(tuple: &Tuple) -> Vec<TupleAttribute> {
+    vec![
+        TupleAttribute::Ip(vec![
+            IPTuple::SourceAddress(tuple.source),
+            IPTuple::DestinationAddress(tuple.destination),
+        ]),
+        TupleAttribute::Proto(vec![
+            ProtoTuple::Protocol(tuple.protocol.into()),
+            ProtoTuple::SourcePort(tuple.source_port),
+            ProtoTuple::DestinationPort(tuple.destination_port),
+        ]),
+    ]
+}
+
+fn number(kind: u16, value: u32) -> ConntrackAttribute {
+    ConntrackAttribute::Other(DefaultNla::new(kind, value.to_be_bytes().to_vec()))
+}
+
+/// A connection; `None` for one without IP addresses.
+fn entry(message: &Message<'_>) -> Result<Option<Entry>, Malformed> {
+    let (mut original, mut reply) = (None, None);
+    let (mut zone, mut id, mut status) = (0, 0, 0);
+    for (kind, value) in attributes(message.attributes) {
+        match kind {
+            1 => original = tuple(value),
+            2 => reply = tuple(value),
+            3 => status = be32_at(value, 0).unwrap_or(0),
+            CTA_ID => id = be32_at(value, 0).unwrap_or(0),
+            CTA_ZONE => zone = be16_at(value, 0).unwrap_or(0),
+            _ => {}
+        }
+    }
+    Ok(original.zip(reply).map(|(original, reply)| Entry { original, reply, zone, id, status }))
+}
+
+fn tuple(bytes: &[u8]) -> Option<Tuple> {
+    let (mut source, mut destination, mut protocol) = (None, None, None);
+    let (mut source_port, mut destination_port) = (0, 0);
+    for (kind, value) in attributes(bytes) {
+        match kind {
+            // CTA_TUPLE_IP: CTA_IP_V4_SRC, _V4_DST, _V6_SRC, _V6_DST
+            1 => {
+                for (kind, value) in attributes(value) {
+                    match kind {
+                        1 | 3 => source = ip(value),
+                        2 | 4 => destination = ip(value),
+                        _ => {}
+                    }
+                }
+            }
+            // CTA_TUPLE_PROTO: CTA_PROTO_NUM, _SRC_PORT, _DST_PORT
+            2 => {
+                for (kind, value) in attributes(value) {
+                    match kind {
+                        1 => protocol = value.first().copied(),
+                        2 => source_port = be16_at(value, 0).unwrap_or(0),
+                        3 => destination_port = be16_at(value, 0).unwrap_or(0),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(Tuple {
+        source: source?,
+        destination: destination?,
+        protocol: protocol?,
+        source_port,
+        destination_port,
+    })
+}

@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod addresses;
 #[cfg(test)]
+mod conntrack;
+#[cfg(test)]
 mod detached;
 #[cfg(test)]
 mod events;
