@@ -24,8 +24,6 @@ pub fn conflist(name: &str) -> Result<Value> {
     let what = format!("read {}", path.display());
     let text = std::fs::read(&path).map_err(LabError::because(what.clone()))?;
     let mut conflist: Value = serde_json::from_slice(&text).map_err(LabError::because(what))?;
-    conflist["plugins"][0]["capabilities"] = json!({"portMappings":true,"bandwidth":true});
-    conflist["plugins"][0]["ipMasq"] = json!(true);
     if uses_reference() {
         // Debian 12's plugins end at 1.0.0, and so do the configurations that they can be given.
         conflist["cniVersions"] = json!(["0.4.0", "1.0.0"]);

@@ -1,13 +1,15 @@
 //! Pods through containerd: Debian 12's own 1.6, and newer ones unpacked beside it.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
-use podwire_netns_tests::containerd::{Containerd, DEBIAN};
-use podwire_netns_tests::cri::Cri;
+use podwire_netns_tests::containerd::{Containerd, DEBIAN, Sandbox};
+use podwire_netns_tests::cri::{Cri, HostPort, PodOptions};
 use podwire_netns_tests::image::BUSYBOX;
 use podwire_netns_tests::network::{conflist, left_behind};
 use podwire_netns_tests::podwired::Podwired;
+use podwire_netns_tests::traffic::{Client, Outside, Place, Port, Server, Sink, Transport, send_for};
 use podwire_netns_tests::{Lab, LabError, Node, NodeOptions, Result, newer, uses_reference};
 
 const DUAL: &str = "10-podwire.conflist";
@@ -49,9 +51,9 @@ impl Cluster {
         self.serve(name, pod)
     }
 
-    /// Runs a pod whose web server is reached at that port of the node too.
-    fn run_with_port(&mut self, name: &'static str, port: u16) -> Result<Running> {
-        let ran = self.cri().run_pod_with_port(name, port, 80);
+    /// Runs a pod with ports of the node, or rates.
+    fn run_with(&mut self, name: &'static str, options: &PodOptions) -> Result<Running> {
+        let ran = self.cri().run_pod_with(name, options);
         let pod = ran.map_err(|error| self.containerd.explain(error))?;
         self.serve(name, pod)
     }
@@ -95,6 +97,10 @@ impl Cluster {
         let url = format!("http://{address}/");
         // busybox's own time limit, -T, crashes in Debian 12.
         self.exec(from, &["timeout", "10", "wget", "-q", "-O", "-", &url])
+    }
+
+    fn place(&mut self, pod: &Running) -> Result<Sandbox> {
+        self.containerd.place(&pod.pod, pod.name)
     }
 
     fn remove(&mut self, pod: &Running) -> Result<()> {
@@ -178,13 +184,18 @@ fn pods_beside_an_agent_live_and_leave_nothing() -> Result<()> {
 }
 
 /// A newer containerd, or a loud word that it was left out: Debian's archive moves, podwire does not break with it.
-fn with_a_newer_containerd(name: &str, releases: &[&str], version: &str) -> Result<()> {
+fn with_a_newer_containerd(
+    name: &str,
+    releases: &[&str],
+    version: &str,
+    test: impl FnOnce(Cluster, &str) -> Result<()>,
+) -> Result<()> {
     match newer::containerd(releases, version) {
         Ok(programs) => {
             let inside = PathBuf::from("/run/newer-containerd");
             let shared = vec![(programs, inside.clone())];
             let node = Lab::new(name)?.node_with("n", &NodeOptions { shared, ..Default::default() })?;
-            pods_live_and_leave_nothing(Cluster::start(node, inside, DUAL)?, version)
+            test(Cluster::start(node, inside, DUAL)?, version)
         }
         Err(why) => {
             newer::left_out(&format!("pods through containerd {version}"), &why);
@@ -195,12 +206,12 @@ fn with_a_newer_containerd(name: &str, releases: &[&str], version: &str) -> Resu
 
 #[test]
 fn pods_of_containerd_1_7_live_and_leave_nothing() -> Result<()> {
-    with_a_newer_containerd("ctd17", &["trixie"], "1.7.")
+    with_a_newer_containerd("ctd17", &["trixie"], "1.7.", pods_live_and_leave_nothing)
 }
 
 #[test]
 fn pods_of_containerd_2_live_and_leave_nothing() -> Result<()> {
-    with_a_newer_containerd("ctd2", &["sid", "forky"], "2.")
+    with_a_newer_containerd("ctd2", &["sid", "forky"], "2.", pods_live_and_leave_nothing)
 }
 
 #[test]
@@ -249,7 +260,8 @@ fn a_pod_whose_processes_were_killed_leaves_nothing() -> Result<()> {
 #[test]
 fn a_port_of_the_node_leads_to_a_pod_through_debians_portmap() -> Result<()> {
     let mut cluster = Cluster::debian("portmap", "10-podwire-portmap.conflist")?;
-    let (web, client) = (cluster.run_with_port("web", 18080)?, cluster.run("client")?);
+    let port = PodOptions::default().port(HostPort::new(Transport::Tcp, 18080, 80));
+    let (web, client) = (cluster.run_with("web", &port)?, cluster.run("client")?);
     let node = SocketAddr::new(Ipv4Addr::new(10, 244, 0, 1).into(), 18080);
     assert_eq!(cluster.fetch_at(&client, node)?.trim(), "web");
     for pod in [&web, &client] {
@@ -267,5 +279,189 @@ fn pods_of_an_ipv4_network_have_one_address() -> Result<()> {
     for pod in [&a, &b] {
         cluster.remove(pod)?;
     }
+    cluster.expect_nothing_left()
+}
+
+/// A web server's ports and rates, as a kubelet asks for them.
+fn wishes() -> PodOptions {
+    let local =
+        HostPort { host_ip: Some(Ipv4Addr::LOCALHOST.into()), ..HostPort::new(Transport::Tcp, 18081, 7080) };
+    PodOptions::default()
+        .port(HostPort::new(Transport::Tcp, 18080, 7080))
+        .port(HostPort::new(Transport::Udp, 18053, 7053))
+        .port(local)
+        .rates("40M", "20M")
+}
+
+fn address(text: &str) -> Result<IpAddr> {
+    text.parse().map_err(LabError::because(format!("the address {text}")))
+}
+
+/// Servers in a pod for [`wishes`], on both families.
+fn serve(pod: &Sandbox) -> Result<[Server; 2]> {
+    let any = Ipv6Addr::UNSPECIFIED;
+    Ok([Server::start(pod, Port::tcp(any, 7080))?, Server::start(pod, Port::udp(any, 7053))?])
+}
+
+/// The ports of [`wishes`] are answered by nobody.
+fn expect_closed(outside: &Outside) -> Result<()> {
+    let node = address(Outside::NODE[0])?;
+    for port in [Port::tcp(node, 18080), Port::udp(node, 18053)] {
+        let answer = Client::at(outside).limit(Duration::from_millis(300)).hear(port);
+        assert!(answer.is_err(), "{port} is still answered: {answer:?}");
+    }
+    Ok(())
+}
+
+/// The rate of a stream in Mbit/s. Each takes a port of its own: a sink that has ended keeps its for a moment.
+fn megabits(from: &impl Place, to: &impl Place, address: IpAddr, port: u16) -> Result<f64> {
+    let at = SocketAddr::new(address, port);
+    let sink = Sink::start(to, SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), at.port()))?;
+    Ok(send_for(Client::at(from), at, &sink, Duration::from_secs(3))? / 1e6)
+}
+
+fn unlink(node: &Node, outside: Outside) -> Result<()> {
+    node.run("ip", &["link", "delete", "uplink"])?.success("delete the uplink")?;
+    outside.as_pod().unmount()
+}
+
+/// Host ports, masquerade and rates of pods, from RunPodSandbox to RemovePodSandbox.
+fn ports_and_rates(mut cluster: Cluster) -> Result<()> {
+    let outside = Outside::link_to(&cluster.node)?;
+    let (web, client) = (cluster.run_with("web", &wishes())?, cluster.run("client")?);
+    let (at_web, at_client) = (cluster.place(&web)?, cluster.place(&client)?);
+    let servers = serve(&at_web)?;
+    let node = cluster.node.clone();
+
+    // From outside, as who they are; from the node, other pods and the pod itself.
+    let [first, second, six] =
+        [address(Outside::NODE[0])?, address(Outside::NODE[1])?, address(Outside::NODE[2])?];
+    for (from, host) in [(first, Outside::HOST[0]), (second, Outside::HOST[0]), (six, Outside::HOST[2])] {
+        for port in [Port::tcp(from, 18080), Port::udp(from, 18053)] {
+            let heard = Client::at(&outside).hear(port)?;
+            assert_eq!(
+                (heard.server.as_str(), heard.peer.ip()),
+                ("web", address(host)?),
+                "{port} from outside"
+            );
+        }
+    }
+    let places: [(&dyn Place, &str); 3] =
+        [(&node, "the node"), (&at_client, "another pod"), (&at_web, "the pod itself")];
+    for (place, who) in places {
+        for port in [Port::tcp(first, 18080), Port::udp(first, 18053), Port::tcp(six, 18080)] {
+            let heard = Client::at(place).hear(port);
+            assert_eq!(heard.map_err(LabError::because(format!("{port} from {who}")))?.server, "web");
+        }
+    }
+    let local = IpAddr::from(Ipv4Addr::LOCALHOST);
+    for port in [Port::tcp(local, 18080), Port::tcp(local, 18081), Port::udp(local, 18053)] {
+        assert_eq!(Client::at(&node).hear(port)?.server, "web");
+    }
+    // The web server of the container itself; and a port of 127.0.0.1 is nobody else's.
+    assert_eq!(cluster.fetch(&client, web.addresses[0])?.trim(), "web");
+    let foreign = Client::at(&outside).limit(Duration::from_millis(300)).hear(Port::tcp(first, 18081));
+    assert!(foreign.is_err(), "a port of 127.0.0.1 is answered outside: {foreign:?}");
+
+    // Out of the pod as the node; from pod to pod as the pod.
+    let listener = Server::start(&outside, Port::tcp(Ipv6Addr::UNSPECIFIED, 7000))?;
+    for (host, seen) in [(Outside::HOST[0], Outside::NODE[0]), (Outside::HOST[2], Outside::NODE[2])] {
+        let heard = Client::at(&at_web).hear(Port::tcp(address(host)?, listener.at().at.port()))?;
+        assert_eq!(heard.peer.ip(), address(seen)?, "what {host} sees");
+    }
+    let heard = Client::at(&at_client).hear(Port::tcp(web.addresses[0], 7080))?;
+    assert_eq!(heard.peer.ip(), client.addresses[0], "what a pod sees of another");
+
+    // Payload is some 95 % of what passes the queue. The reference takes the runtimes' 4294967295, which stands for a
+    // burst that nobody asked for, at its word.
+    let to_web = megabits(&at_client, &at_web, web.addresses[0], 5201)?;
+    let from_web = megabits(&at_web, &at_client, client.addresses[0], 5202)?;
+    let others = megabits(&outside, &at_client, client.addresses[0], 5203)?;
+    if !uses_reference() {
+        assert!((36.0..42.0).contains(&to_web), "a pod of 40 Mbit/s received {to_web:.1}");
+        assert!((18.0..21.0).contains(&from_web), "a pod of 20 Mbit/s sent {from_web:.1}");
+    }
+    assert!(others > 200.0, "a pod without a rate received {others:.1} Mbit/s");
+
+    // The namespace lives on, and nothing leads to it.
+    cluster.cri().stop_pod(&web.pod)?;
+    expect_closed(&outside)?;
+    let again = cluster.run_with("again", &wishes())?;
+    let at_again = cluster.place(&again)?;
+    let others = serve(&at_again)?;
+    assert_eq!(Client::at(&outside).hear(Port::udp(first, 18053))?.server, "again");
+    assert_eq!(Client::at(&outside).hear(Port::tcp(first, 18080))?.server, "again");
+    drop((servers, others));
+    for pod in [&web, &client, &again] {
+        cluster.remove(pod)?;
+    }
+    expect_closed(&outside)?;
+    expect_no_rules(&node)?;
+    unlink(&node, outside)?;
+    cluster.expect_nothing_left()
+}
+
+/// Nothing in podwire's own tables names a pod.
+fn expect_no_rules(node: &Node) -> Result<()> {
+    let rules = node.run("nft", &["list", "ruleset"])?.success("nft list ruleset")?.out();
+    let queues = node.run("tc", &["qdisc", "show"])?.success("tc qdisc show")?.out();
+    assert!(!queues.contains("tbf"), "{queues}");
+    if !uses_reference() {
+        assert!(!rules.contains("elements = "), "{rules}");
+    }
+    Ok(())
+}
+
+#[test]
+fn ports_and_rates_of_containerd_1_6() -> Result<()> {
+    ports_and_rates(Cluster::debian("ports16", DUAL)?)
+}
+
+#[test]
+fn ports_and_rates_beside_an_agent() -> Result<()> {
+    let cluster = Cluster::debian("portsagent", DUAL)?;
+    let _podwired = (!uses_reference()).then(|| Podwired::start(&cluster.node)).transpose()?;
+    ports_and_rates(cluster)
+}
+
+#[test]
+fn ports_and_rates_of_containerd_1_7() -> Result<()> {
+    with_a_newer_containerd("ports17", &["trixie"], "1.7.", |cluster, _| ports_and_rates(cluster))
+}
+
+#[test]
+fn ports_and_rates_of_containerd_2() -> Result<()> {
+    with_a_newer_containerd("ports2", &["sid", "forky"], "2.", |cluster, _| ports_and_rates(cluster))
+}
+
+#[test]
+fn ports_of_a_pod_whose_processes_or_namespace_are_gone_are_free() -> Result<()> {
+    let mut cluster = Cluster::debian("portsgone", DUAL)?;
+    let outside = Outside::link_to(&cluster.node)?;
+    let first = address(Outside::NODE[0])?;
+    for gone in ["processes", "namespace"] {
+        let pod = cluster.run_with("gone", &wishes())?;
+        let netns = cluster.cri().pod_netns(&pod.pod)?;
+        {
+            let place = cluster.place(&pod)?;
+            let _servers = serve(&place)?;
+            assert_eq!(Client::at(&outside).hear(Port::tcp(first, 18080))?.server, "gone");
+        }
+        cluster.node.run("pkill", &["-KILL", "-x", "busybox"])?;
+        if gone == "namespace" {
+            let script = format!("umount {netns} && rm {netns}");
+            cluster.node.run("sh", &["-ec", &script])?.success("take a pod's namespace away")?;
+        }
+        cluster.remove(&pod)?;
+        expect_closed(&outside)?;
+        expect_no_rules(&cluster.node)?;
+    }
+    let pod = cluster.run_with("next", &wishes())?;
+    let place = cluster.place(&pod)?;
+    let servers = serve(&place)?;
+    assert_eq!(Client::at(&outside).hear(Port::tcp(first, 18080))?.server, "next");
+    drop((servers, place));
+    cluster.remove(&pod)?;
+    unlink(&cluster.node, outside)?;
     cluster.expect_nothing_left()
 }
