@@ -321,14 +321,6 @@ impl<'a> Field<'a> {
         Ok(pairs.filter_map(pair).collect())
     }
 
-    /// The text, which may be empty; `None` where it is absent.
-    pub(crate) fn any_text(&self) -> Result<Option<&'a str>, CniError> {
-        match self.value {
-            Value::String(text) => Ok(Some(text)),
-            _ => self.text(),
-        }
-    }
-
     /// The text as something else; `None` where it is absent or empty.
     pub(crate) fn parsed<T>(
         &self,

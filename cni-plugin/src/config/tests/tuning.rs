@@ -15,7 +15,7 @@ fn paths(settings: &TuningSettings) -> Vec<String> {
 #[test]
 fn sysctls_keep_their_order_and_their_case() {
     let document = r#"{"name": "n", "cniVersion": "1.0.0", "SysCtl": {
-        "net.ipv6.conf.IFNAME.accept_ra": "0", "net.ipv4.conf.all.rp_filter": "1", "net/ipv4/conf/Eth0.5/arp_filter": "",
+        "net.ipv6.conf.IFNAME.accept_ra": "0", "net.ipv4.conf.all.rp_filter": "1", "net/ipv4/conf/Eth0.5/arp_filter": " ",
         "net.core.somaxconn": "5\t6"}}"#;
     let config = Config::parse(document.as_bytes(), &environment("ADD", "")).unwrap();
     assert_eq!(
@@ -23,7 +23,7 @@ fn sysctls_keep_their_order_and_their_case() {
         [
             "net/ipv6/conf/eth0/accept_ra=0",
             "net/ipv4/conf/all/rp_filter=1",
-            "net/ipv4/conf/Eth0.5/arp_filter=",
+            "net/ipv4/conf/Eth0.5/arp_filter= ",
             "net/core/somaxconn=5\t6"
         ]
     );
@@ -82,6 +82,10 @@ fn a_wrong_value_is_named_with_its_key() {
         (
             json!({"sysctl": {"net.core.somaxconn": 5}}),
             r#"invalid sysctl["net.core.somaxconn"]: 5 (expected a text)"#.to_owned(),
+        ),
+        (
+            json!({"sysctl": {"net.core.somaxconn": ""}}),
+            r#"invalid sysctl["net.core.somaxconn"]: "" (expected a text that is not empty)"#.to_owned(),
         ),
         (
             json!({"sysctl": {"net.core.somaxconn": null}}),

@@ -10,7 +10,7 @@ pub struct Sysctl {
     pub key: String,
     /// Its path below /proc/sys, beginning with `net/`; `IFNAME` is replaced by the interface's name.
     pub path: String,
-    /// What to write; may be empty.
+    /// What to write.
     pub value: String,
 }
 
@@ -23,7 +23,8 @@ pub(super) fn read(field: &Field<'_>, ifname: &str) -> Result<Vec<Sysctl>, CniEr
         let path = path(key, ifname).ok_or_else(|| {
             field.invalid("a name below net, such as net.ipv4.conf.IFNAME.arp_filter, and a text")
         })?;
-        let value = field.any_text()?.ok_or_else(|| field.invalid("a text"))?;
+        // The kernel takes no write of nothing.
+        let value = field.text()?.ok_or_else(|| field.invalid("a text that is not empty"))?;
         if value.chars().any(|c| c.is_control() && c != '\t') {
             return Err(field.invalid("a text of one line"));
         }

@@ -23,7 +23,7 @@ fn names_of_sysctls_keep_their_case_and_their_order_and_are_all_there() {
     let path = |name| format!("sysctl[\"{name}\"]");
     let [first, second, third] = ["net.B", "net.A", "net.B"].map(|name| (name, format!("A.{}", path(name))));
     assert_eq!(found, [(first.0, &*first.1), (second.0, &*second.1), (third.0, &*third.1)]);
-    assert_eq!(pairs[0].1.any_text(), Ok(Some("1")));
+    assert_eq!(pairs[0].1.text(), Ok(Some("1")));
     // What stands below a name is folded again.
     assert_eq!(pairs[1].1.at("c").number(0..=9), Ok(Some(2)));
     assert!(pairs[2].1.is_null());
