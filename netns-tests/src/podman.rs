@@ -65,6 +65,14 @@ default_network = "{network}"
     /// # Errors
     /// With podman's message, which quotes the plugin's.
     pub fn start(&self, name: &str, command: &[&str]) -> Result<String> {
+        self.start_with(name, &[], command)
+    }
+
+    /// Starts a container on the network with more options, such as `--publish=8080:80`. Gives its id.
+    ///
+    /// # Errors
+    /// See [`Podman::start`].
+    pub fn start_with(&self, name: &str, options: &[&str], command: &[&str]) -> Result<String> {
         let cgroup = format!("--cgroup-parent=/{}", self.node.name());
         let mut words = vec![
             "run",
@@ -76,8 +84,9 @@ default_network = "{network}"
             "--network",
             &self.network,
             &cgroup,
-            BUSYBOX,
         ];
+        words.extend(options);
+        words.push(BUSYBOX);
         words.extend(command);
         Ok(self.podman(&words)?.trim().to_owned())
     }
