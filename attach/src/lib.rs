@@ -7,6 +7,7 @@ pub mod drift;
 pub mod plan;
 pub mod removal;
 pub mod rules;
+pub mod shaping;
 pub mod step;
 mod traffic;
 mod tuning;
