@@ -67,7 +67,7 @@ pub(super) fn lay_out(lab: &Lab, options: &NodeOptions) -> Result<()> {
     if options.no_plugins { Ok(()) } else { link_plugins() }
 }
 
-/// Podwire under its three names, and Debian's plugins for what podwire is not: portmap, bandwidth, bridge, …
+/// Podwire under its four names, and Debian's plugins for what podwire is not: portmap, bandwidth, bridge, …
 fn link_plugins() -> Result<()> {
     let link = |from: &Path, name: &str| {
         std::os::unix::fs::symlink(from, format!("/opt/cni/bin/{name}"))
@@ -76,9 +76,12 @@ fn link_plugins() -> Result<()> {
     let dist = Path::new(STAGE).join("dist");
     let ours = dist.join("podwire").exists();
     if ours {
-        for (file, name) in
-            [("podwire", "podwire"), ("podwire", "loopback"), ("podwire-ipam", "podwire-ipam")]
-        {
+        for (file, name) in [
+            ("podwire", "podwire"),
+            ("podwire", "loopback"),
+            ("podwire", "podwire-tuning"),
+            ("podwire-ipam", "podwire-ipam"),
+        ] {
             link(&dist.join(file), name)?;
         }
     }

@@ -4,6 +4,7 @@ mod isolation;
 mod masquerade;
 mod shaping;
 mod spoofing;
+mod tuning;
 
 use podwire_netns_tests::cases::{
     BridgeNetfilter, Case, Plugin, Reference, Step, Subject, Versions, differences, replay_with,
@@ -47,11 +48,17 @@ fn shaping_cases() {
 }
 
 #[test]
+fn tuning_cases() {
+    replayed(&tuning::cases(), BridgeNetfilter::AsItIs);
+}
+
+#[test]
 fn traffic_differences_are_documented() {
     assert_eq!(differences("Masquerade", &masquerade::cases()), Ok(()));
     assert_eq!(differences("Isolation", &isolation::cases()), Ok(()));
     assert_eq!(differences("Checks of what a pod sends", &spoofing::cases()), Ok(()));
     assert_eq!(differences("Shaping", &shaping::cases()), Ok(()));
+    assert_eq!(differences("Settings of the pod", &tuning::cases()), Ok(()));
 }
 
 /// A network with a gateway, IPv4 and IPv6, and these keys beside. Its first pod has 10.1.0.2 and fd01::2.

@@ -1,0 +1,258 @@
+//! Podwire behind another main plugin of a chain: host ports, masquerade, shaping and checks of an interface that it did
+//! not make. The chain is called as libcni calls it.
+
+use std::time::Duration;
+
+use podwire_netns_tests::chain::Chain;
+use podwire_netns_tests::network::rules_of_pods;
+use podwire_netns_tests::traffic::{Client, Outside, Place, Port, Server, Sink, UPLINK, send_for};
+use podwire_netns_tests::{Answer, Lab, LabError, Node, PluginCall, Pod, Result};
+use serde_json::{Value, json};
+
+const NOT_CHAINABLE: u64 = 117;
+const CHECK_FAILED: u64 = 101;
+const PORT_TAKEN: u64 = 111;
+
+/// A node with a host outside, and a chain.
+struct Scene {
+    node: Node,
+    outside: Outside,
+    chain: Chain,
+    runtime: Value,
+}
+
+impl Scene {
+    fn new(name: &str, main: Value, podwire: Value) -> Result<Self> {
+        let node = Lab::new(name)?.node("n")?;
+        let outside = Outside::link_to(&node)?;
+        // ptp makes its routes only where the node forwards already.
+        let forward =
+            "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding";
+        node.run("sh", &["-c", forward])?.success(forward)?;
+        let runtime = json!({
+            "portMappings": [
+                { "hostPort": 8080, "containerPort": 80, "protocol": "tcp" },
+                { "hostPort": 8080, "containerPort": 80, "protocol": "udp" },
+            ],
+            "bandwidth": { "ingressRate": 20_000_000, "ingressBurst": 2_000_000 }
+        });
+        Ok(Self { node, outside, chain: Chain::new("net", "1.0.0", vec![main, podwire]), runtime })
+    }
+
+    fn call(&self, pod: &Pod) -> PluginCall {
+        // Debian's plugins look for iptables in PATH.
+        PluginCall::new("", "").pod(pod).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+    }
+
+    fn add(&self, pod: &Pod) -> Result<Value> {
+        self.chain.add(&self.node, &self.call(pod), &self.runtime)?.ok()
+    }
+
+    fn run(&self, verb: &str, pod: &Pod, result: Option<&Value>) -> Result<Answer> {
+        self.chain.run(verb, &self.node, &self.call(pod), result, &self.runtime)
+    }
+
+    fn hears(&self, from: &impl Place, to: &str, peer: &str) -> Result<()> {
+        let heard = Client::at(from).hear(to.parse()?)?;
+        assert_eq!(heard.peer.ip().to_string(), peer, "{} to {to}", from.label());
+        Ok(())
+    }
+
+    /// Nothing is left of any pod.
+    fn assert_nothing_left(&self) -> Result<()> {
+        let mut links = self.node.links()?;
+        links.retain(|link| link != UPLINK && link != "br0");
+        assert_eq!(links, [""; 0]);
+        assert_eq!(rules_of_pods(&self.node)?, [""; 0]);
+        let leases = podwire_netns_tests::network::leases(&self.node, "net")?;
+        assert_eq!(leases, [""; 0]);
+        Ok(())
+    }
+}
+
+fn ipam() -> Value {
+    json!({ "type": "host-local", "ranges": [[{ "subnet": "10.1.0.0/24" }], [{ "subnet": "fd01::/64" }]],
+        "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }] })
+}
+
+fn ptp() -> Value {
+    json!({ "type": "ptp", "ipam": ipam() })
+}
+
+fn bridge() -> Value {
+    json!({ "type": "bridge", "bridge": "br0", "isGateway": true, "hairpinMode": true, "ipam": ipam() })
+}
+
+fn podwire() -> Value {
+    json!({ "type": "podwire", "ipMasq": true, "capabilities": { "portMappings": true, "bandwidth": true } })
+}
+
+/// All that podwire adds, by traffic.
+fn everything_works(scene: &Scene, pod: &Pod, gateway: &str) -> Result<()> {
+    let _tcp = Server::start(pod, "tcp [::]:80".parse()?)?;
+    let _udp = Server::start(pod, "udp [::]:80".parse()?)?;
+    let _outside = Server::start(&scene.outside, "tcp [::]:81".parse()?)?;
+    for protocol in ["tcp", "udp"] {
+        scene.hears(&scene.outside, &format!("{protocol} 198.51.100.1:8080"), "198.51.100.2")?;
+        scene.hears(&scene.outside, &format!("{protocol} [fd51::1]:8080"), "fd51::2")?;
+        scene.hears(&scene.node, &format!("{protocol} 127.0.0.1:8080"), gateway)?;
+        scene.hears(pod, &format!("{protocol} 198.51.100.1:8080"), gateway)?;
+    }
+    scene.hears(pod, "tcp 198.51.100.2:81", "198.51.100.1")?;
+    scene.hears(pod, "tcp [fd51::2]:81", "fd51::1")?;
+    // Shaped, roughly: how exactly is another test's question.
+    let at = |text: &str| text.parse().map_err(LabError::because("an address"));
+    let sink = Sink::start(pod, at("[::]:5001")?)?;
+    let rate =
+        send_for(Client::at(&scene.outside), at("10.1.0.2:5001")?, &sink, Duration::from_millis(1500))?;
+    assert!(rate < 30e6, "{rate} bits per second");
+    Ok(())
+}
+
+fn behind(name: &str, main: Value, gateway: &str) -> Result<()> {
+    let scene = Scene::new(name, main.clone(), podwire())?;
+    let pod = scene.node.pod("a")?;
+    let call = scene.call(&pod);
+    let alone = Chain::new("net", "1.0.0", vec![main]);
+    let made = alone.add(&scene.node, &call, &Value::Null)?.ok()?;
+    alone.run("DEL", &scene.node, &call, Some(&made), &Value::Null)?.ok()?;
+
+    let result = scene.add(&pod)?;
+    assert_eq!(result["interfaces"].as_array().map(Vec::len), made["interfaces"].as_array().map(Vec::len));
+    assert_eq!(result["ips"].as_array().map(Vec::len), Some(2), "the result is passed on: {result}");
+    scene.run("CHECK", &pod, Some(&result))?.ok()?;
+    everything_works(&scene, &pod, gateway)?;
+
+    scene.node.run("nft", &["flush", "ruleset"])?.success("flush")?;
+    let (code, message) = scene.run("CHECK", &pod, Some(&result))?.error()?;
+    assert_eq!(code, CHECK_FAILED, "{message}");
+
+    scene.run("DEL", &pod, Some(&result))?.ok()?;
+    scene.run("DEL", &pod, Some(&result))?.ok()?;
+    scene.assert_nothing_left()
+}
+
+#[test]
+fn behind_the_reference_ptp() -> Result<()> {
+    behind("ptp", ptp(), "10.1.0.1")
+}
+
+#[test]
+fn behind_the_reference_bridge() -> Result<()> {
+    behind("bridge", bridge(), "10.1.0.1")
+}
+
+#[test]
+fn del_without_a_result_and_without_a_netns() -> Result<()> {
+    let scene = Scene::new("chained-del", ptp(), podwire())?;
+    let pod = scene.node.pod("a")?;
+    scene.add(&pod)?;
+    pod.unmount()?;
+    let del = scene.call(&pod).plugin("podwire").env("CNI_COMMAND", "DEL").without("CNI_NETNS");
+    let mut config = podwire();
+    config["name"] = json!("net");
+    config["cniVersion"] = json!("1.0.0");
+    for _ in 0..2 {
+        del.clone().stdin(&config).run(&scene.node)?.ok()?;
+        assert_eq!(rules_of_pods(&scene.node)?, [""; 0]);
+    }
+    let ifbs = scene.node.run("ip", &["-br", "link", "show", "type", "ifb"])?.out();
+    assert_eq!(ifbs.trim(), "");
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_chained_is_refused_and_changes_nothing() -> Result<()> {
+    let scene = Scene::new("chained-refused", ptp(), podwire())?;
+    let pod = scene.node.pod("a")?;
+    let made = Chain::new("net", "1.0.0", vec![ptp()]);
+    let made = made.add(&scene.node, &scene.call(&pod), &Value::Null)?.ok()?;
+    let before = scene.node.run("sh", &["-c", "nft list ruleset; ip link"])?.out();
+    let ask = |more: Value, previous: &Value| -> Result<(u64, String)> {
+        let mut config = podwire();
+        config["name"] = json!("net");
+        config["cniVersion"] = json!("1.0.0");
+        config["prevResult"] = previous.clone();
+        more.as_object().into_iter().flatten().for_each(|(key, value)| config[key.as_str()] = value.clone());
+        let call = scene.call(&pod).plugin("podwire").env("CNI_COMMAND", "ADD").stdin(&config);
+        call.run(&scene.node)?.error()
+    };
+    for (key, value) in
+        [("ipam", ipam()), ("bridge", json!("br0")), ("isGateway", json!(true)), ("vlan", json!(5))]
+    {
+        let (code, message) = ask(json!({ key: value }), &made)?;
+        assert!(code == 7 || (key == "vlan" && code == 2), "{code} {message}");
+        assert!(message.contains(key), "{message}");
+    }
+    let mut elsewhere = made.clone();
+    elsewhere["interfaces"] = json!([{ "name": "eth7", "sandbox": pod.netns_path() }]);
+    elsewhere["ips"] = json!([{ "address": "10.1.0.2/24", "interface": 0 }]);
+    let nothing = json!({ "cniVersion": "1.0.0", "interfaces": [], "ips": [] });
+    for previous in [&elsewhere, &nothing] {
+        let (code, message) = ask(json!({}), previous)?;
+        assert_eq!(code, NOT_CHAINABLE, "{message}");
+    }
+    assert_eq!(scene.node.run("sh", &["-c", "nft list ruleset; ip link"])?.out(), before);
+    Ok(())
+}
+
+#[test]
+fn a_port_of_a_chained_pod_is_taken_for_all() -> Result<()> {
+    let scene = Scene::new("chained-port", ptp(), podwire())?;
+    let (first, second) = (scene.node.pod("first")?, scene.node.pod("second")?);
+    scene.add(&first)?;
+    let refused = scene.chain.add(&scene.node, &scene.call(&second), &scene.runtime)?;
+    let (code, message) = refused.error()?;
+    assert_eq!(code, PORT_TAKEN, "{message}");
+    assert!(message.contains("first") && message.contains("8080"), "{message}");
+    scene.run("DEL", &second, None)?.ok()?;
+    let _server = Server::start(&first, Port::tcp([0, 0, 0, 0], 80))?;
+    scene.hears(&scene.outside, "tcp 198.51.100.1:8080", "198.51.100.2")
+}
+
+#[test]
+fn tuning_alone_behind_the_reference_bridge() -> Result<()> {
+    let tuning = json!({
+        "type": "podwire-tuning", "sysctl": { "net.core.somaxconn": "500", "net.ipv4.conf.IFNAME.arp_filter": "1" },
+        "mtu": 1300, "txQLen": 77, "promisc": true, "mac": "02:11:22:33:44:55"
+    });
+    let scene = Scene::new("tuning", bridge(), tuning)?;
+    let pod = scene.node.pod("a")?;
+    let result = scene.add(&pod)?;
+    let shown = pod.ip(&["-details", "link", "show", "eth0"])?;
+    assert_eq!(shown[0]["mtu"], 1300);
+    assert_eq!(shown[0]["txqlen"], 77);
+    assert_eq!(shown[0]["promiscuity"], 1);
+    assert_eq!(shown[0]["address"], "02:11:22:33:44:55");
+    let own = result["interfaces"].as_array().into_iter().flatten().find(|link| link["name"] == "eth0");
+    assert_eq!(own.map(|link| &link["mac"]), Some(&json!("02:11:22:33:44:55")), "{result}");
+    scene.run("CHECK", &pod, Some(&result))?.ok()?;
+    pod.ip(&["link", "set", "eth0", "mtu", "1200"])?;
+    assert_eq!(scene.run("CHECK", &pod, Some(&result))?.error()?.0, CHECK_FAILED);
+
+    // DEL of the tuning alone puts back what was there.
+    let mut config = json!({ "type": "podwire-tuning", "name": "net", "cniVersion": "1.0.0" });
+    config["prevResult"] = result.clone();
+    let del = scene.call(&pod).plugin("podwire-tuning").env("CNI_COMMAND", "DEL").stdin(&config);
+    del.run(&scene.node)?.ok()?;
+    let shown = pod.ip(&["-details", "link", "show", "eth0"])?;
+    assert_eq!(shown[0]["mtu"], 1500);
+    assert_eq!(shown[0]["promiscuity"], 0);
+    assert_ne!(shown[0]["address"], "02:11:22:33:44:55");
+    scene.run("DEL", &pod, Some(&result))?.ok()?;
+    Ok(())
+}
+
+#[test]
+fn the_reference_chain_itself_passes_through_the_harness() -> Result<()> {
+    let portmap = json!({ "type": "portmap", "capabilities": { "portMappings": true } });
+    let scene = Scene::new("reference-chain", ptp(), portmap)?;
+    let pod = scene.node.pod("a")?;
+    let result = scene.add(&pod)?;
+    let _server = Server::start(&pod, "tcp [::]:80".parse()?)?;
+    scene.hears(&scene.outside, "tcp 198.51.100.1:8080", "198.51.100.2")?;
+    scene.run("DEL", &pod, Some(&result))?.ok()?;
+    let silence = Client::at(&scene.outside).limit(Duration::from_millis(300));
+    assert!(silence.hear("tcp 198.51.100.1:8080".parse()?).is_err());
+    Ok(())
+}
