@@ -2,7 +2,9 @@
 //! bridge plugin's masquerade and spoof check.
 
 use ipnetwork::IpNetwork;
+use podwire_attach::rules::parse_conditions;
 use podwire_attach::{IngressPolicy, Masquerade, PortAccess, PortMapping, RateLimit, Shaping, Snat};
+use podwire_kernel::Family;
 
 use super::{ports, wrong};
 use crate::protocol::address::{CIDR, parse_cidr};
@@ -42,6 +44,9 @@ pub struct MasqueradeConfig {
 const NO_BURST: u64 = u32::MAX as u64;
 /// The reference's bound: bursts are below 4 GiB.
 const MAX_BURST: u64 = u32::MAX as u64 * 8 - 1;
+
+/// How many characters of an error about conditions are told.
+const QUOTED: usize = 400;
 
 impl TrafficConfig {
     pub(super) fn read(root: &Field<'_>, runtime: &Field<'_>, verb: Verb) -> Result<Self, CniError> {
@@ -137,18 +142,24 @@ fn read_port_access(root: &Field<'_>) -> Result<PortAccess, CniError> {
     };
     Ok(PortAccess {
         snat,
-        conditions_v4: read_conditions(&root.at("conditionsV4"))?,
-        conditions_v6: read_conditions(&root.at("conditionsV6"))?,
+        conditions_v4: read_conditions(&root.at("conditionsV4"), Family::V4)?,
+        conditions_v6: read_conditions(&root.at("conditionsV6"), Family::V6)?,
     })
 }
 
-fn read_conditions(field: &Field<'_>) -> Result<Vec<String>, CniError> {
+/// Checked here and kept as they are written: rules and leases have them in words.
+fn read_conditions(field: &Field<'_>, family: Family) -> Result<Vec<String>, CniError> {
     let condition = |field: &Field<'_>| {
-        let expected = "a match in nft's words, such as \"ip saddr 192.0.2.0/24\"";
-        let text = field.text()?.ok_or_else(|| field.invalid(expected))?;
+        let text =
+            field.text()?.ok_or_else(|| field.invalid("words of nft, such as \"ip saddr 192.0.2.0/24\""))?;
         Ok(text.to_owned())
     };
-    field.list()?.iter().map(condition).collect()
+    let conditions: Vec<String> = field.list()?.iter().map(condition).collect::<Result<_, CniError>>()?;
+    match parse_conditions(family, &conditions) {
+        Ok(_) => Ok(conditions),
+        // A word may be as long as the document.
+        Err(error) => Err(wrong(format!("invalid {error}").chars().take(QUOTED).collect::<String>())),
+    }
 }
 
 /// The configuration's own keys beat the runtime's, all four of them together, as the reference has it.

@@ -150,6 +150,12 @@ fn host_ports_are_reached_as_portmap_has_it() {
 }
 
 #[test]
+fn an_error_about_a_condition_has_an_end() {
+    let error = parse_for("ADD", json!({"conditionsV4": ["x".repeat(100_000)]})).unwrap_err();
+    assert!(error.msg.starts_with("invalid conditionsV4: \"xxx") && error.msg.len() < 500, "{error}");
+}
+
+#[test]
 fn rates_of_the_network_beat_those_of_the_runtime() {
     let limit = |rate, burst| Some(RateLimit { rate, burst });
     let runtime = json!({"bandwidth": {"IngressRate": 1_000_000, "IngressBurst": 4_294_967_295u64, "EgressRate": 2_000_000, "EgressBurst": 80_000}});
@@ -298,6 +304,15 @@ fn a_wrong_value_is_named_with_its_key() {
         (json!({"conditionsV4": "ip saddr 10.0.0.1"}), "invalid conditionsV4: "),
         (json!({"conditionsV4": [""]}), r#"invalid conditionsV4[0]: "" "#),
         (json!({"conditionsV6": [5]}), "invalid conditionsV6[0]: 5 "),
+        (json!({"conditionsV4": ["ip", "saddr"]}), "invalid conditionsV4: nothing where a value is expected"),
+        (
+            json!({"conditionsV4": ["-s", "192.0.2.0/24"]}),
+            r#"invalid conditionsV4: "-s" where ip, ip6, tcp, udp, sctp, th, meta, iifname, oifname, mark or ct is expected; write matches of nft, such as "ip saddr 192.0.2.0/24""#,
+        ),
+        (
+            json!({"conditionsV6": ["ip saddr 192.0.2.0/24"]}),
+            r#"invalid conditionsV6: "ip" where ip6 is expected"#,
+        ),
         (json!({"runtimeConfig": {"bandwidth": 5}}), "invalid runtimeConfig.bandwidth: 5 "),
         (
             bandwidth(json!({"ingressRate": 1000})),
