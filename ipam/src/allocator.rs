@@ -1,11 +1,13 @@
 //! Where addresses come from, for a program that does not care where: the agent, or the store itself.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use podwire_attach::{Attachment, Owner, removal};
+use podwire_attach::{Attachment, Owner, OwnerId, removal};
 use podwire_kernel::Netlink;
+use podwire_kernel::nft::Nft;
 
 use crate::client::Client;
 use crate::dirs::{Dirs, Holder, Lock, Wanted};
@@ -14,7 +16,7 @@ use crate::import::Contents;
 use crate::service::{
     Answer, DEADLINE_SECONDS, Deletion, GC_DEADLINE_SECONDS, GcReport, Op, STATUS_DEADLINE_SECONDS,
 };
-use crate::{Ends, Error, GcPlan, Grant, Lease, RangeSet, Reserve, SetUsage};
+use crate::{Ends, Error, GcPlan, Grant, Lease, RangeSet, Reserve, SetUsage, WantedRules, remove_traffic};
 
 /// How long to wait for an allocator that is busy or about to start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -457,18 +459,41 @@ fn gc(
     runtime: Option<&str>,
 ) -> Result<GcReport, Error> {
     let plan = engine.begin_gc(network, valid, runtime)?;
+    let failed: Vec<String> = plan
+        .remove
+        .iter()
+        .filter_map(|lease| remove_traffic(lease).err())
+        .map(|error| error.chain())
+        .collect();
     let removed = remove_links(&plan)?;
-    let (report, ended) = report(plan, removed);
+    let (mut report, ended) = report(plan, removed);
     engine.batch(|batch| {
         for lease in &ended {
             batch.finish_delete(lease.attachment.owner.id(), lease.generation);
         }
     })?;
+    report.failed.extend(failed);
+    // What belongs to nobody, whichever network it was of; among it what could not be removed above.
+    if let Err(error) = put_rules(engine, &mut report.failed) {
+        report.failed.push(error.chain());
+    }
     Ok(report)
 }
 
+/// Makes the node's rules what the store says; whoever has a link keeps what it has.
+fn put_rules(engine: &Engine, notices: &mut Vec<String>) -> Result<(), Error> {
+    let failed = |error| Error::rules("put the packet filter's rules in order", error);
+    let links = Netlink::open().and_then(|mut netlink| netlink.links());
+    let links = links.map_err(|error| failed(error.into()))?;
+    let links: BTreeSet<&str> = links.iter().map(|link| link.name.as_str()).collect();
+    let keep = |owner: OwnerId| links.contains(owner.link_name().as_str());
+    let mut nft = Nft::open().map_err(|error| failed(error.into()))?;
+    WantedRules::of(engine.pool().leases()).put(&mut nft, &keep, notices).map_err(failed)?;
+    Ok(())
+}
+
 /// What became of each of a plan's links.
-pub type Removed = std::collections::BTreeMap<podwire_attach::OwnerId, podwire_kernel::Result<()>>;
+pub type Removed = std::collections::BTreeMap<OwnerId, podwire_kernel::Result<()>>;
 
 /// Removes the links of the leases that a GC ends.
 ///

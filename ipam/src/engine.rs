@@ -276,6 +276,17 @@ impl Engine {
         self.batch(|batch| batch.finish_delete(owner, generation))
     }
 
+    /// From now on this owner's rules are being removed: nobody is given its ports until [`Engine::rules_removed`]. For an
+    /// allocator that removes them while it serves others.
+    pub fn removing_rules(&mut self, owner: OwnerId) {
+        self.removing.insert(owner);
+    }
+
+    /// They are removed, or it was given up.
+    pub fn rules_removed(&mut self, owner: OwnerId) {
+        self.removing.remove(&owner);
+    }
+
     /// Begins a GC of one network; durable. What it returns is to be removed and finished.
     ///
     /// # Errors
@@ -662,15 +673,9 @@ impl Batch<'_> {
         leases
     }
 
-    /// From now on these owners' rules are being removed: nobody is given their ports until
-    /// [`Batch::rules_removed`]. For an allocator that removes them while it serves others.
+    /// See [`Engine::removing_rules`].
     pub fn removing_rules(&mut self, owner: OwnerId) {
         self.removing.insert(owner);
-    }
-
-    /// They are removed, or it was given up.
-    pub fn rules_removed(&mut self, owner: OwnerId) {
-        self.removing.remove(&owner);
     }
 
     /// Ends a lease whose interface is gone.

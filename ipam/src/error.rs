@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use podwire_attach::rules::RulesError;
+
 use crate::{Refusal, Stale};
 
 /// Why an operation on the addresses failed.
@@ -76,6 +78,14 @@ pub enum Error {
         /// What the kernel said.
         source: podwire_kernel::Error,
     },
+    /// The node's packet filter could not be changed.
+    #[error("{op}")]
+    Rules {
+        /// What for.
+        op: String,
+        /// What was in the way.
+        source: Box<RulesError>,
+    },
     /// The agent answered that it failed.
     #[error("{message}")]
     Agent {
@@ -143,6 +153,11 @@ impl Error {
         Self::Kernel { op: op.into(), source }
     }
 
+    /// The same for an error of the packet filter.
+    pub fn rules(op: impl Into<String>, source: RulesError) -> Self {
+        Self::Rules { op: op.into(), source: Box::new(source) }
+    }
+
     /// Whether the same request may succeed later with nobody doing anything about it but waiting or making room:
     /// CNI's code 11.
     pub fn retry(&self) -> bool {
@@ -152,6 +167,11 @@ impl Error {
             }
             Self::Agent { retry, .. } => *retry,
             Self::Kernel { source, .. } => source.is_busy(),
+            Self::Rules { source, .. } => match source.as_ref() {
+                RulesError::Unsettled(_) => true,
+                RulesError::Kernel(error) => error.is_busy(),
+                _ => false,
+            },
             Self::Refused(_)
             | Self::Stale(_)
             | Self::NewerSchema { .. }
@@ -173,6 +193,7 @@ impl Error {
             Self::Store { .. } => "store",
             Self::Io { .. } => "io",
             Self::Kernel { .. } => "kernel",
+            Self::Rules { .. } => "rules",
             Self::Agent { code, .. } => code,
             Self::Protocol { .. } => "protocol",
             Self::Versions { .. } => "versions",

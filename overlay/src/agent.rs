@@ -11,14 +11,17 @@ use std::path::{Path, PathBuf};
 
 use podwire_attach::step::step;
 use podwire_ipam::{Dirs, Engine, Lock, Vantage};
+use podwire_kernel::nft::NftEvents;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{LocalSet, spawn_local};
 
+use crate::changes;
 use crate::links::Links;
 use crate::notify;
-use crate::serve::{self, Service};
+use crate::rules::{Cause, Rules};
+use crate::serve::{self, Removing, Service};
 use crate::writer::{Task, Writer};
 
 /// Serves until SIGTERM or SIGINT.
@@ -27,9 +30,10 @@ pub(crate) fn run(dirs: &Dirs) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
-    let (links, events) = {
+    let ((links, events), changes) = {
         let _inside = runtime.enter();
-        Links::open().map_err(|error| format!("cannot watch the node's links: {error}"))?
+        let links = Links::open().map_err(|error| format!("cannot watch the node's links: {error}"))?;
+        (links, NftEvents::open())
     };
     let socket = Socket::bind(dirs)?;
 
@@ -44,22 +48,40 @@ pub(crate) fn run(dirs: &Dirs) -> Result<(), String> {
     let leases = engine.pool().leases().count();
     let (unfinished, to_finish) = mpsc::unbounded_channel();
     let (ended, writer_ended) = oneshot::channel();
-    let (writer, thread) = Writer::start(engine, unfinished, ended)
-        .map_err(|error| format!("cannot start a thread: {error}"))?;
+    let (rules, jobs) = Rules::new();
+    let no_thread = |error| format!("cannot start a thread: {error}");
+    let (writer, thread) = Writer::start(engine, rules.clone(), unfinished, ended).map_err(no_thread)?;
+    let (ended, keeper_ended) = oneshot::channel();
+    let keeper = jobs.start(writer.clone(), ended).map_err(no_thread)?;
     let socket = socket.publish()?;
     drop(wanted);
     step("agent-serves");
     tracing::info!(socket = %dirs.socket().display(), leases, "serving");
 
     let served = LocalSet::new().block_on(&runtime, async {
-        let service = Service { writer: writer.clone(), links: links.clone() };
+        let service = Service {
+            writer: writer.clone(),
+            links: links.clone(),
+            rules: rules.clone(),
+            removing: Removing::default(),
+        };
         spawn_local(links.listen(events));
+        match changes {
+            Ok(changes) => drop(spawn_local(changes::mind(rules.clone(), changes))),
+            // Pods that ask for no rules need no packet filter.
+            Err(error) => tracing::warn!(%error, "cannot watch the packet filter; looking at it every 10 s"),
+        }
+        rules.changed(Cause::Start);
         spawn_local(serve::finish(service.clone(), to_finish));
-        serve_until_told(socket, service, writer_ended).await
+        serve_until_told(socket, service, writer_ended, keeper_ended).await
     });
+    // It asks the writer.
+    rules.stop();
+    let kept = keeper.join();
     // Also after a failure: what was answered is to last.
     writer.send(Task::Stop);
     thread.join().map_err(|_| "the thread that writes the store failed".to_owned())?;
+    kept.map_err(|_| "the thread that keeps the packet filter's rules failed".to_owned())?;
     served?;
     tracing::info!("ended");
     Ok(())
@@ -69,6 +91,7 @@ async fn serve_until_told(
     socket: Published,
     service: Service,
     writer_ended: oneshot::Receiver<()>,
+    keeper_ended: oneshot::Receiver<()>,
 ) -> Result<(), String> {
     let failed = |error: io::Error| format!("cannot serve: {error}");
     let mut signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
@@ -83,6 +106,8 @@ async fn serve_until_told(
         () = told(terminate, interrupt) => {}
         // The lock went with it: an agent that answered on without it would keep all pods from starting.
         _ = writer_ended => tracing::error!("the thread that writes the store has failed"),
+        // No DEL would come to its end.
+        _ = keeper_ended => tracing::error!("the thread that keeps the packet filter's rules has failed"),
     }
     tracing::info!("ending");
     notify::stopping();

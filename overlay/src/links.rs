@@ -18,6 +18,7 @@ use podwire_kernel::link::{Link, LinkRef};
 use podwire_kernel::{Netlink, Netns, detached};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::spawn_local;
 
 /// How many removals wait in the kernel at once; each takes two threads.
 const AT_ONCE: usize = 64;
@@ -33,8 +34,10 @@ struct Inner {
     slots: Arc<Semaphore>,
 }
 
-/// A place among those that remove links, given back when it is dropped.
-pub(crate) struct Slot(#[expect(dead_code, reason = "held for its drop")] Option<OwnedSemaphorePermit>);
+/// A place among those that remove links, given back when the last of its copies is dropped: the links of one pod share
+/// it.
+#[derive(Clone)]
+pub(crate) struct Slot(#[expect(dead_code, reason = "held for its drop")] Option<Arc<OwnedSemaphorePermit>>);
 
 struct Waiter {
     name: String,
@@ -122,21 +125,47 @@ impl Links {
     /// Waits for such a place. What waits for one has looked at nothing yet.
     pub(crate) async fn slot(&self) -> Slot {
         // It is never closed.
-        Slot(Arc::clone(&self.0.slots).acquire_owned().await.ok())
+        Slot(Arc::clone(&self.0.slots).acquire_owned().await.ok().map(Arc::new))
     }
 
-    /// An owner's link, as it is now; none if there is none, or one that is not the owner's.
-    pub(crate) fn find(&self, owner: &Owner) -> Result<Option<Box<Link>>, podwire_kernel::Error> {
+    /// An owner's links as they are now: its veth, and the one that it is shaped by. None that is not the owner's.
+    pub(crate) fn find(&self, owner: &Owner, is_shaped: bool) -> Result<Vec<Link>, podwire_kernel::Error> {
         // By the name at this moment: an index may be another link's by the time a request is carried out, and runtimes
         // use a container's id again.
-        match removal::find(&mut self.0.netlink.borrow_mut(), owner)? {
-            Found::Ours(link) => Ok(Some(link)),
+        let netlink = &mut self.0.netlink.borrow_mut();
+        let mut found = vec![removal::find(netlink, owner)?];
+        if is_shaped {
+            found.extend(None);
+        }
+        let ours = found.into_iter().filter_map(|found| match found {
+            Found::Ours(link) => Some(*link),
             Found::Foreign(link) => {
                 tracing::warn!(link = link.name, %owner, "left a link of the owner's name that is not podwire's");
-                Ok(None)
+                None
             }
-            Found::Missing => Ok(None),
+            Found::Missing => None,
+        });
+        Ok(ours.collect())
+    }
+
+    /// Removes links at once. Returns when all are gone.
+    pub(crate) async fn remove_all(&self, slot: Slot, links: Vec<Link>) -> Result<(), podwire_kernel::Error> {
+        let mut links = links.into_iter();
+        let Some(first) = links.next() else { return Ok(()) };
+        let mut under_way = Vec::new();
+        for link in links {
+            let (this, slot) = (self.clone(), slot.clone());
+            under_way.push(spawn_local(async move { this.remove(slot, &link).await }));
         }
+        let mut result = self.remove(slot, &first).await;
+        for removal in under_way {
+            match removal.await {
+                Ok(removed) => result = result.and(removed),
+                // A panic, which the log has.
+                Err(_) => result = result.and(Err(nobody_knows("its link"))),
+            }
+        }
+        result
     }
 
     /// Removes a link. Returns when it is gone.
@@ -153,14 +182,7 @@ impl Links {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) if error.is_missing() => Ok(()),
                 Ok(Err(error)) => Err(error),
-                // Nobody knows whether the link is gone.
-                Err(_) => Err(podwire_kernel::Error {
-                    op: "delete link",
-                    object: link.name.clone(),
-                    errno: nix::errno::Errno::EIO as i32,
-                    detail: Some("the thread that was to do it has failed".to_owned()),
-                    index: None,
-                }),
+                Err(_) => Err(nobody_knows(&link.name)),
             }
         };
         tokio::select! {
@@ -179,5 +201,16 @@ impl Links {
         waiters.retain(|waiter| !waiter.gone.is_closed());
         waiters.push(Waiter { name: link.name.clone(), gone });
         heard
+    }
+}
+
+/// Whether the link is gone.
+fn nobody_knows(link: &str) -> podwire_kernel::Error {
+    podwire_kernel::Error {
+        op: "delete link",
+        object: link.to_owned(),
+        errno: nix::errno::Errno::EIO as i32,
+        detail: Some("the thread that was to do it has failed".to_owned()),
+        index: None,
     }
 }

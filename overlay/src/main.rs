@@ -1,11 +1,13 @@
 //! `podwired`, the podwire agent of a node: holds the store of pod addresses and serves it to the plugins.
 
 mod agent;
+mod changes;
 mod cli;
 mod commands;
 mod links;
 mod log;
 mod notify;
+mod rules;
 mod serve;
 mod writer;
 

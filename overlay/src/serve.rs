@@ -1,21 +1,26 @@
 //! The socket: one task for each client.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use podwire_attach::{Owner, Role};
+use podwire_attach::{Owner, OwnerId, Role, Traffic};
 use podwire_ipam::service::{
     self, Answer, DEADLINE_SECONDS, Deletion, Failure, GC_DEADLINE_SECONDS, Op, Outcome, Request, Response,
     SPEAKS,
 };
-use podwire_ipam::{Lease, remove_links, report};
+use podwire_ipam::{Lease, Refusal, has_rest, may_have_rules, remove_links, remove_rest, report};
+use podwire_kernel::link::Link;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 use crate::links::{Links, Slot};
+use crate::rules::{Cause, Rules};
 use crate::writer::{Reply, Task, Writer, has_hung_up};
 
 /// How many clients are served at once; more wait in the socket's queue. A node starts some dozens of pods at once, and
@@ -27,11 +32,65 @@ const SILENCE: Duration = Duration::from_secs(600);
 
 const DEADLINE: Duration = Duration::from_secs(DEADLINE_SECONDS);
 
+/// How long an ADD waits for DELs of pods that have its host ports: less than its client waits for the answer.
+const PORT_WAIT: Duration = Duration::from_secs(2);
+
 /// What every client's task needs.
 #[derive(Clone)]
 pub(crate) struct Service {
     pub(crate) writer: Writer,
     pub(crate) links: Links,
+    pub(crate) rules: Rules,
+    pub(crate) removing: Removing,
+}
+
+/// Whose DEL is under way.
+#[derive(Clone, Default)]
+pub(crate) struct Removing(Rc<(RefCell<BTreeMap<OwnerId, usize>>, Notify)>);
+
+/// Until it is dropped, the DEL is under way.
+struct UnderWay {
+    removing: Removing,
+    owners: [OwnerId; 2],
+}
+
+impl Removing {
+    fn begin(&self, owner: &Owner) -> UnderWay {
+        let owners = [Role::Main, Role::Chained].map(|role| owner.with_role(role).id());
+        let mut counts = self.0.0.borrow_mut();
+        owners.iter().for_each(|owner| *counts.entry(*owner).or_default() += 1);
+        UnderWay { removing: self.clone(), owners }
+    }
+
+    /// Waits for the end of that owner's DEL; `false` if there is none, or it takes too long.
+    async fn wait(&self, owner: OwnerId, give_up: Instant) -> bool {
+        let is_under_way = || self.0.0.borrow().contains_key(&owner);
+        if !is_under_way() {
+            return false;
+        }
+        let ended = async {
+            while is_under_way() {
+                self.0.1.notified().await;
+            }
+        };
+        timeout(give_up.saturating_duration_since(Instant::now()), ended).await.is_ok()
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let Removing(inner) = &self.removing;
+        let mut counts = inner.0.borrow_mut();
+        for owner in &self.owners {
+            if let Some(count) = counts.get_mut(owner) {
+                *count -= 1;
+                if *count == 0 {
+                    counts.remove(owner);
+                }
+            }
+        }
+        inner.1.notify_waiters();
+    }
 }
 
 /// Accepts clients until `ending` says so, then waits for the answers that are due.
@@ -176,7 +235,9 @@ async fn carry_out(op: Op, stream: &Arc<UnixStream>, service: &Service) -> Optio
         }
         None => None,
     };
-    let reply = match service.writer.run(op, stream).await {
+    // Until the end, however it comes.
+    let _removing = owner.as_ref().map(|owner| service.removing.begin(owner));
+    let reply = match reserve_or_run(op, stream, service).await {
         Ok(reply) => reply,
         Err(failure) => return Some(Err(failure)),
     };
@@ -190,6 +251,29 @@ async fn carry_out(op: Op, stream: &Arc<UnixStream>, service: &Service) -> Optio
     })
 }
 
+/// Carries out an operation. A port whose owner is being removed at this moment is waited for.
+async fn reserve_or_run(op: Op, stream: &Arc<UnixStream>, service: &Service) -> Result<Reply, Failure> {
+    let give_up = Instant::now() + PORT_WAIT;
+    let asks_for_ports = |traffic: &Traffic| !traffic.ports.is_empty();
+    if !matches!(&op, Op::Reserve(request) if request.attachment.traffic.as_ref().is_some_and(asks_for_ports))
+    {
+        return service.writer.run(op, stream).await;
+    }
+    loop {
+        let result = service.writer.run(op.clone(), stream).await;
+        let holder = match &result {
+            Err(Failure { refusal: Some(refusal), .. }) => match refusal.as_ref() {
+                Refusal::PortTaken { owner, .. } => owner.id(),
+                _ => return result,
+            },
+            _ => return result,
+        };
+        if !service.removing.wait(holder, give_up).await {
+            return result;
+        }
+    }
+}
+
 /// The rest of a DEL, after it has been recorded.
 async fn delete(
     service: &Service,
@@ -199,25 +283,68 @@ async fn delete(
 ) -> Result<Deletion, Failure> {
     // The interface of such a lease is another plugin's.
     let (ours, others): (Vec<Lease>, Vec<Lease>) = leases.into_iter().partition(is_for_us);
-    if !others.is_empty() {
-        finish_all(service, &ours);
-        return Ok(Deletion::Remove(others));
-    }
-    let removed = match service.links.find(owner) {
-        Ok(Some(link)) => service.links.remove(slot, &link).await,
-        Ok(None) => Ok(()),
-        Err(error) => Err(error),
+    let main = owner.with_role(Role::Main);
+    let links = match others.as_slice() {
+        // Also without a lease: it may have been lost.
+        [] => service.links.find(&main, is_shaped(&ours)),
+        _ => Ok(Vec::new()),
     };
-    match removed {
-        Ok(()) => {
-            finish_all(service, &ours);
-            Ok(Deletion::Done(ours))
-        }
-        Err(error) => {
-            tracing::error!(%owner, %error, "cannot remove a link; its lease stays");
-            Err(Failure::from(&podwire_ipam::Error::kernel(format!("remove the link of {owner}"), error)))
-        }
+    let removed = match links {
+        Ok(links) => take_down(service, slot, &ours, links).await,
+        Err(error) => Err(not_removed(&main, &error)),
+    };
+    if let Err(failure) = removed {
+        tracing::error!(%owner, "{}; its lease stays", failure.msg);
+        return Err(failure);
     }
+    finish_all(service, &ours);
+    Ok(if others.is_empty() { Deletion::Done(ours) } else { Deletion::Remove(others) })
+}
+
+/// Takes away what the node has of leases whose DEL has begun: rules, then connections and links.
+async fn take_down(service: &Service, slot: Slot, leases: &[Lease], links: Vec<Link>) -> Result<(), Failure> {
+    let with_rules: Vec<Lease> =
+        leases.iter().filter(|lease| may_have_rules(&lease.attachment)).cloned().collect();
+    let rules = match with_rules.as_slice() {
+        [] => Ok(()),
+        _ => {
+            let owners = with_rules.iter().map(|lease| lease.attachment.owner.id()).collect();
+            let removed = service.rules.remove(with_rules.clone()).await;
+            service.writer.send(Task::RulesRemoved(owners));
+            removed.map_err(|error| failure("rules", &error, false))
+        }
+    };
+    let rest: Vec<Lease> = leases.iter().filter(|lease| has_rest(&lease.attachment)).cloned().collect();
+    let rest = async {
+        if rest.is_empty() {
+            return Ok(());
+        }
+        // It may wait for the kernel.
+        match tokio::task::spawn_blocking(move || rest.iter().try_for_each(remove_rest)).await {
+            Ok(removed) => removed.map_err(|error| Failure::from(&error)),
+            Err(_) => Err(failure("agent", "the agent failed to end connections; its log says more", false)),
+        }
+    };
+    let links = async {
+        let name = links.first().map(|link| link.name.clone()).unwrap_or_default();
+        service.links.remove_all(slot, links).await.map_err(|error| {
+            Failure::from(&podwire_ipam::Error::kernel(format!("remove link {name}"), error))
+        })
+    };
+    let (rest, links) = tokio::join!(rest, links);
+    rules.and(rest).and(links)
+}
+
+fn not_removed(owner: &Owner, error: &podwire_kernel::Error) -> Failure {
+    Failure::from(&podwire_ipam::Error::kernel(format!("remove what the node has of {owner}"), error.clone()))
+}
+
+/// Whether there may be a link that it is shaped by.
+fn is_shaped(leases: &[Lease]) -> bool {
+    leases.iter().any(|lease| {
+        lease.attachment.owner.role == Role::Main
+            && lease.attachment.traffic.as_ref().is_none_or(Traffic::is_shaped)
+    })
 }
 
 /// Whether the agent removes what the node has of it; the client does for the interfaces of other plugins.
@@ -234,17 +361,31 @@ fn finish_all(service: &Service, leases: &[Lease]) {
 }
 
 async fn gc(service: &Service, plan: podwire_ipam::GcPlan) -> Result<Answer, Failure> {
+    let with_rules: Vec<Lease> =
+        plan.remove.iter().filter(|lease| may_have_rules(&lease.attachment)).cloned().collect();
+    let owners = plan.remove.iter().map(|lease| lease.attachment.owner.id()).collect();
+    let rules = if with_rules.is_empty() { Ok(()) } else { service.rules.remove(with_rules).await };
+    service.writer.send(Task::RulesRemoved(owners));
     // It waits for the kernel.
-    let removed =
-        tokio::task::spawn_blocking(move || remove_links(&plan).map(|removed| (plan, removed))).await;
-    let (plan, removed) = match removed {
+    let removed = tokio::task::spawn_blocking(move || {
+        let with_rest = plan.remove.iter().filter(|lease| has_rest(&lease.attachment));
+        let rest: Vec<String> =
+            with_rest.filter_map(|lease| remove_rest(lease).err()).map(|error| error.chain()).collect();
+        remove_links(&plan).map(|removed| (plan, removed, rest))
+    })
+    .await;
+    let (plan, removed, rest) = match removed {
         Ok(Ok(removed)) => removed,
         Ok(Err(error)) => return Err(Failure::from(&error)),
         Err(_) => return Err(failure("agent", "the agent failed to remove links; its log says more", false)),
     };
-    let (report, ended) = report(plan, removed);
+    let (mut report, ended) = report(plan, removed);
     let ended = ended.iter().map(|lease| (lease.attachment.owner.id(), lease.generation)).collect();
     service.writer.send(Task::Finish(ended));
+    // What belongs to nobody, whichever network it was of; among it what could not be removed above.
+    let repaired = service.rules.repair(Cause::Gc).await;
+    report.failed.extend(rest);
+    report.failed.extend(rules.err().or(repaired.err()));
     Ok(Answer::Gc(report))
 }
 
@@ -257,23 +398,25 @@ pub(crate) async fn finish(service: Service, mut unfinished: mpsc::UnboundedRece
         }
         // What fails is found again by the next sweep.
         if let Err(error) = finish_one(&service, &lease).await {
-            tracing::error!(owner = %lease.attachment.owner, %error, "cannot remove a link; its lease stays");
+            tracing::error!(owner = %lease.attachment.owner, "{}; its lease stays", error.msg);
         }
     }
 }
 
-async fn finish_one(service: &Service, lease: &Lease) -> Result<(), podwire_kernel::Error> {
+async fn finish_one(service: &Service, lease: &Lease) -> Result<(), Failure> {
     let owner = &lease.attachment.owner;
     let slot = service.links.slot().await;
-    let link = service.links.find(owner)?;
+    let links = match owner.role {
+        Role::Main => service.links.find(owner, is_shaped(std::slice::from_ref(lease))),
+        Role::Chained => Ok(Vec::new()),
+    };
+    let links = links.map_err(|error| not_removed(owner, &error))?;
     // In this order: a lease that is `Deleting` after the link was found has had no ADD since, so the link is its own.
     if !service.writer.is_deleting(lease).await {
         return Ok(());
     }
     tracing::info!(%owner, "finishing a DEL that was begun");
-    if let Some(link) = link {
-        service.links.remove(slot, &link).await?;
-    }
+    take_down(service, slot, std::slice::from_ref(lease), links).await?;
     service.writer.send(Task::Finish(vec![(owner.id(), lease.generation)]));
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! It takes what has queued up, carries it out in memory, commits it as one transaction with one flush and one
 //! fdatasync, and answers all: fifty ADDs at once wait for a handful of writes to the disk, not for fifty.
 
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -12,9 +13,11 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use podwire_attach::{OwnerId, step::step};
 use podwire_ipam::service::{Answer, Failure, Op};
-use podwire_ipam::{Batch, Engine, Error, GcPlan, Lease, LeaseState};
+use podwire_ipam::{Batch, Engine, Error, GcPlan, Lease, LeaseState, Pool, WantedRules, may_have_rules};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
+
+use crate::rules::{Cause, Rules};
 
 /// How many operations one commit has at most, so that the first of them is not answered too late.
 const BATCH: usize = 256;
@@ -38,6 +41,12 @@ pub(crate) enum Task {
     },
     /// The interfaces of these leases are gone.
     Finish(Vec<(OwnerId, u64)>),
+    /// What these owners had in the packet filter is gone, or stays.
+    RulesRemoved(Vec<OwnerId>),
+    /// What should be in the packet filter.
+    WantedRules(Sender<WantedRules>),
+    /// Whether that owner has a lease.
+    Knows(OwnerId, Sender<bool>),
     /// Whether that lease, of that generation, is still to be ended.
     IsDeleting(OwnerId, u64, oneshot::Sender<bool>),
     /// Carry out what is queued before it, and end.
@@ -65,13 +74,22 @@ impl Writer {
     /// however it does.
     pub(crate) fn start(
         engine: Engine,
+        rules: Rules,
         unfinished: tokio::sync::mpsc::UnboundedSender<Lease>,
         ended: oneshot::Sender<()>,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (sender, tasks) = channel();
         let thread = thread::Builder::new().name("writer".to_owned()).spawn(move || {
             let _ended = ended;
-            State { engine, unfinished, next_sweep: Instant::now(), lazy_since: None }.run(&tasks)
+            let state = State {
+                engine,
+                rules,
+                reserved: BTreeMap::new(),
+                unfinished,
+                next_sweep: Instant::now(),
+                lazy_since: None,
+            };
+            state.run(&tasks);
         })?;
         Ok((Self(sender), thread))
     }
@@ -93,6 +111,20 @@ impl Writer {
         heard.await.unwrap_or(false)
     }
 
+    /// What should be in the packet filter, now; `None` if the thread has ended.
+    pub(crate) fn wanted_rules(&self) -> Option<WantedRules> {
+        let (answer, heard) = channel();
+        self.send(Task::WantedRules(answer));
+        heard.recv().ok()
+    }
+
+    /// Whether that owner has a lease now; also when that cannot be said.
+    pub(crate) fn knows(&self, owner: OwnerId) -> bool {
+        let (answer, heard) = channel();
+        self.send(Task::Knows(owner, answer));
+        heard.recv().unwrap_or(true)
+    }
+
     /// Queues a task.
     pub(crate) fn send(&self, task: Task) {
         // The thread ends after `Stop` alone; what comes later is lost like what comes after the process.
@@ -102,6 +134,9 @@ impl Writer {
 
 struct State {
     engine: Engine,
+    rules: Rules,
+    /// Reservations of pods with rules: their generations, and the repairs' epoch then.
+    reserved: BTreeMap<OwnerId, (u64, u64)>,
     unfinished: tokio::sync::mpsc::UnboundedSender<Lease>,
     next_sweep: Instant,
     /// Since when there is something that a power cut would lose.
@@ -154,6 +189,9 @@ impl State {
                 Task::Op { op: Op::Gc { network, valid, runtime }, answer, .. } => {
                     self.commit(std::mem::take(&mut together));
                     let plan = self.engine.begin_gc(&network, &valid, runtime.as_deref());
+                    for lease in plan.iter().flat_map(|plan| &plan.remove) {
+                        self.engine.removing_rules(lease.attachment.owner.id());
+                    }
                     let reply = plan.map(|plan| Reply::Gc(Box::new(plan)));
                     let _ = answer.send(reply.map_err(|error| fail(&error)));
                 }
@@ -172,7 +210,10 @@ impl State {
         }
         let mut waiting: Vec<Waiting> = Vec::new();
         let mut reads = Vec::new();
-        let committed = self.engine.batch(|batch| {
+        let mut questions = Vec::new();
+        let (mut removing, mut removed) = (Vec::new(), Vec::new());
+        let Self { engine, rules, reserved, .. } = self;
+        let committed = engine.batch(|batch| {
             for task in tasks {
                 match task {
                     Task::Finish(leases) => {
@@ -183,13 +224,43 @@ impl State {
                     // Nobody relies on its being on the disk: a lease whose link is there is alive. So the plugin, which
                     // has nothing else left to do, need not wait for the commit.
                     Task::Op { op: op @ Op::Attached { .. }, client, answer } => {
-                        let _ = answer.send(plan(batch, op, &client).map_err(|error| fail(&error)));
+                        let owner = owner_of(&op);
+                        let result = plan(batch, op, &client);
+                        if let (Ok(_), Some(owner)) = (&result, owner) {
+                            came_up(batch.pool(), owner, reserved, rules);
+                        }
+                        let _ = answer.send(result.map_err(|error| fail(&error)));
                     }
                     Task::Op { op, client, answer } if changes(&op) => {
+                        let owner = owner_of(&op);
                         let result = plan(batch, op, &client).map_err(|error| fail(&error));
+                        match (&result, owner) {
+                            (Ok(Reply::Answer(Answer::Grant(grant))), Some(owner)) => {
+                                if batch
+                                    .pool()
+                                    .lease(owner)
+                                    .is_some_and(|lease| may_have_rules(&lease.attachment))
+                                {
+                                    reserved.insert(owner, (grant.generation, rules.epoch().now()));
+                                }
+                            }
+                            (Ok(Reply::Begun(leases)), _) => {
+                                let with_ports = leases.iter().filter(|lease| lease.ports().next().is_some());
+                                for owner in with_ports.map(|lease| lease.attachment.owner.id()) {
+                                    batch.removing_rules(owner);
+                                    removing.push(owner);
+                                }
+                            }
+                            _ => {}
+                        }
                         waiting.push(Waiting { answer, result });
                     }
                     Task::Op { op, answer, .. } => reads.push((op, answer)),
+                    Task::RulesRemoved(owners) => removed.extend(owners),
+                    Task::WantedRules(answer) => questions.push(answer),
+                    Task::Knows(owner, answer) => {
+                        let _ = answer.send(batch.pool().lease(owner).is_some());
+                    }
                     Task::IsDeleting(owner, generation, answer) => {
                         let lease = batch.pool().lease(owner);
                         let is = lease.is_some_and(|lease| {
@@ -208,9 +279,14 @@ impl State {
             }
             Err(error) => {
                 tracing::error!(error = error.chain(), "cannot record a change of addresses");
+                removed.append(&mut removing);
                 Some(fail(&error))
             }
         };
+        removed.into_iter().for_each(|owner| self.engine.rules_removed(owner));
+        for answer in questions {
+            let _ = answer.send(WantedRules::of(self.engine.pool().leases()));
+        }
         for Waiting { answer, result } in waiting {
             let result = match (&failure, result) {
                 // A refusal was true whether or not anything could be written.
@@ -247,6 +323,9 @@ impl State {
             self.next_sweep = Instant::now() + SWEEP_EVERY;
             match self.engine.sweep() {
                 Ok(swept) => {
+                    if swept.released.iter().any(|lease| may_have_rules(&lease.attachment)) {
+                        self.rules.changed(Cause::Ended);
+                    }
                     for lease in swept.released {
                         tracing::info!(owner = %lease.attachment.owner, "lease ended: its interface is gone");
                     }
@@ -258,6 +337,12 @@ impl State {
                     tracing::error!(error = error.chain(), "cannot compare the leases with the links");
                 }
             }
+            let pool = self.engine.pool();
+            self.reserved.retain(|owner, (generation, _)| {
+                pool.lease(*owner).is_some_and(|lease| {
+                    lease.generation == *generation && lease.state == LeaseState::Reserved
+                })
+            });
             for notice in self.engine.take_notices() {
                 tracing::warn!("{notice}");
             }
@@ -310,6 +395,26 @@ fn plan(batch: &mut Batch<'_>, op: Op, client: &UnixStream) -> Result<Reply, Err
         }
         _ => Reply::Answer(Answer::Done),
     })
+}
+
+/// Whose attachment it makes or ends its making of.
+fn owner_of(op: &Op) -> Option<OwnerId> {
+    match op {
+        Op::Reserve(request) => Some(request.attachment.owner.id()),
+        Op::Attached { owner, .. } => Some(owner.id()),
+        _ => None,
+    }
+}
+
+/// A repair that was made while an ADD was under way has left its rules alone, and so whatever had been done to them.
+fn came_up(pool: &Pool, owner: OwnerId, reserved: &mut BTreeMap<OwnerId, (u64, u64)>, rules: &Rules) {
+    let then = reserved.remove(&owner);
+    let Some(lease) = pool.lease(owner).filter(|lease| may_have_rules(&lease.attachment)) else { return };
+    let is_still = then
+        .is_some_and(|(generation, epoch)| generation == lease.generation && rules.epoch().is_still(epoch));
+    if !is_still {
+        rules.changed(Cause::Attached);
+    }
 }
 
 /// Whether the other end is closed.

@@ -6,11 +6,15 @@ use nix::sched::{CloneFlags, unshare};
 use podwire_attach::{Attachment, alias};
 use podwire_ipam::{Dirs, Ends, Engine, Lock, Reserve, Vantage};
 use podwire_kernel::link::{self, LinkChange, LinkRef, VethSpec};
+use podwire_kernel::nft::NftEvents;
 use podwire_kernel::{Netlink, Netns};
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
 use super::*;
+use crate::changes;
+
+mod rules;
 
 fn owner() -> Owner {
     Owner::new("n", "c", "eth0")
@@ -35,18 +39,22 @@ fn reserve() -> Reserve {
 }
 
 fn make_link() {
-    let (here, name) = (Netns::current().unwrap(), owner().link_name());
+    make_link_of(&owner());
+}
+
+fn make_link_of(owner: &Owner) {
+    let (here, name) = (Netns::current().unwrap(), owner.link_name());
     let spec = VethSpec {
         name: &name,
         mtu: None,
         mac: None,
         controller: None,
         group: None,
-        peer_name: "peer",
+        peer_name: &format!("p{}", name.trim_start_matches("pw")),
         peer_netns: here.as_fd(),
         peer_mac: None,
     };
-    let alias = LinkChange { alias: Some(alias::format(&owner(), &[])), ..LinkChange::default() };
+    let alias = LinkChange { alias: Some(alias::format(owner, &[])), ..LinkChange::default() };
     let mut requests = vec![link::create_veth(&spec)];
     requests.extend(link::change(LinkRef::Name(&name), &alias));
     Netlink::open().unwrap().apply(&requests).expect("CAP_NET_ADMIN");
@@ -56,8 +64,11 @@ fn is_there() -> bool {
     Netlink::open().unwrap().link(LinkRef::Name(&owner().link_name())).unwrap().is_some()
 }
 
-/// Runs `work` as the agent's one thread, in a network namespace of its own, on an owner whose DEL has begun.
-fn with_agent<F: Future<Output = ()>>(work: impl FnOnce(Service, Lease) -> F + Send) {
+/// Runs `work` as the agent's one thread, in a network namespace of its own, after `before` has filled the store.
+fn with_store<T, F: Future<Output = ()>>(
+    before: impl FnOnce(&mut Engine) -> T + Send,
+    work: impl FnOnce(Service, T) -> F + Send,
+) {
     #[expect(clippy::disallowed_methods, reason = "the thread ends with its namespace")]
     let inside = || {
         unshare(CloneFlags::CLONE_NEWNET).expect("CAP_SYS_ADMIN");
@@ -65,27 +76,42 @@ fn with_agent<F: Future<Output = ()>>(work: impl FnOnce(Service, Lease) -> F + S
         let dirs = Dirs::new(root.path().join("state"), root.path().join("run"));
         let (lock, _wanted) = Lock::wait(&dirs).unwrap();
         let mut engine = Engine::open(&dirs, lock, Vantage::Apart).unwrap();
-        engine.reserve(&reserve()).unwrap();
-        make_link();
-        let lease = engine.begin_delete(&owner(), Ends::Interface).unwrap().pop().expect("it has a lease");
+        let stored = before(&mut engine);
 
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (links, events) = {
+        let ((links, events), changes) = {
             let _inside = runtime.enter();
-            Links::open().unwrap()
+            (Links::open().unwrap(), NftEvents::open().unwrap())
         };
         let (unfinished, _found) = mpsc::unbounded_channel();
         let (ended, writer_ended) = oneshot::channel();
-        let (writer, thread) = Writer::start(engine, unfinished, ended).unwrap();
+        let (rules, jobs) = Rules::new();
+        let (writer, thread) = Writer::start(engine, rules.clone(), unfinished, ended).unwrap();
+        let (ended, _keeper_ended) = oneshot::channel();
+        let keeper = jobs.start(writer.clone(), ended).unwrap();
         LocalSet::new().block_on(&runtime, async {
             spawn_local(links.clone().listen(events));
-            work(Service { writer: writer.clone(), links }, lease).await;
+            spawn_local(changes::mind(rules.clone(), changes));
+            let removing = Removing::default();
+            work(Service { writer: writer.clone(), links, rules: rules.clone(), removing }, stored).await;
+            rules.stop();
             writer.send(Task::Stop);
             timeout(DEADLINE, writer_ended).await.expect("the thread's end is heard of").unwrap_err();
         });
+        keeper.join().unwrap();
         thread.join().unwrap();
     };
     std::thread::scope(|scope| scope.spawn(inside).join().unwrap());
+}
+
+/// The same, on an owner whose DEL has begun.
+fn with_agent<F: Future<Output = ()>>(work: impl FnOnce(Service, Lease) -> F + Send) {
+    let before = |engine: &mut Engine| {
+        engine.reserve(&reserve()).unwrap();
+        make_link();
+        engine.begin_delete(&owner(), Ends::Interface).unwrap().pop().expect("it has a lease")
+    };
+    with_store(before, work);
 }
 
 #[test]
