@@ -14,7 +14,7 @@ UNIT_DIR ?= $(PREFIX)/lib/systemd/system
 FUZZ_SECONDS ?= 10
 export FUZZ_SECONDS
 
-# `--quick` measures little, in half a minute, and writes nothing.
+# `--quick` measures little, in a minute, and writes nothing. `--only` names measurements.
 BENCH_ARGS ?=
 
 netns_tests := cargo test --quiet --locked -p podwire-netns-tests
@@ -69,7 +69,7 @@ test-reference: ## The same cases against Debian's reference plugins
 	@PODWIRE_REFERENCE=1 $(netns_tests) --test 'cases_*' --test containerd --test podman --no-fail-fast
 
 .PHONY: bench
-bench: build ## Measure podwire beside Debian's bridge + host-local and the kernel's floor
+bench: build ## Measure podwire beside Debian's plugins and the kernel's floor
 	@scripts/set-up bench
 	@scripts/bench $(BENCH_ARGS)
 

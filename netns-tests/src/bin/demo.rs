@@ -1,18 +1,21 @@
-//! `make demo`: two pods on a node of their own, through Debian's containerd, with podwire as it would be installed.
+//! `make demo`: two pods on a node of their own, through Debian's containerd, with podwire as it would be installed; one of
+//! them with a host port and rates.
 //!
 //! Everything that is printed is asked of the kernel, the runtime or podwire at that moment. The exit code is 0
 //! only if all of it held.
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use podwire_netns_tests::containerd::{Containerd, DEBIAN};
+use podwire_netns_tests::containerd::{Containerd, DEBIAN, Sandbox};
+use podwire_netns_tests::cri::{HostPort, PodOptions};
 use podwire_netns_tests::image::BUSYBOX;
 use podwire_netns_tests::network::{conflist, left_behind};
 use podwire_netns_tests::podwired::Podwired;
+use podwire_netns_tests::traffic::{Client, Outside, Port, Server, Sink, Transport, send_for};
 use podwire_netns_tests::{Lab, LabError, Node, NodeOptions, Result};
 use serde_json::Value;
 
@@ -21,6 +24,15 @@ const CONFLIST: &str = "10-podwire.conflist";
 /// A web server that greets with the pod's name.
 const SERVER: [&str; 3] =
     ["sh", "-c", "echo hello from $(hostname) > /www/index.html; exec httpd -f -p 80 -h /www"];
+
+/// The node's port that leads to the web server.
+const HOST_PORT: u16 = 8080;
+
+/// What the web server may receive and send, in words and in Mbit/s.
+const RATES: [(&str, f64); 2] = [("50M", 50.0), ("20M", 20.0)];
+
+/// How far from its limit the payload of a stream may be: 95 % of it is what headers leave.
+const NEAR: std::ops::Range<f64> = 0.85..1.02;
 
 fn main() -> ExitCode {
     let mut screen =
@@ -100,11 +112,20 @@ fn demo(screen: &mut Screen) -> Result<()> {
     let (_, version) = containerd.cri().version()?;
     screen.done("containerd", format!("Debian's {version}, pod network ready"), began);
 
+    let began = Instant::now();
+    let outside = Outside::link_to(&node)?;
+    screen.done(
+        "outside",
+        format!("a host at {}, the node at {}", Outside::HOST[0], Outside::NODE[0]),
+        began,
+    );
+
     screen.title("Two pods, through the CRI as a kubelet would run them");
     let mut pods = Vec::new();
     for name in ["web", "client"] {
         let began = Instant::now();
-        let id = containerd.cri().run_pod(name).map_err(|error| containerd.explain(error))?;
+        let options = if name == "web" { web_options() } else { PodOptions::default() };
+        let id = containerd.cri().run_pod_with(name, &options).map_err(|error| containerd.explain(error))?;
         let ran = began.elapsed();
         let cri = containerd.cri();
         let addresses = cri.pod_addresses(&id)?;
@@ -139,6 +160,12 @@ fn demo(screen: &mut Screen) -> Result<()> {
     let way = way(&node, client, web)?;
     screen.line(format!("    {way}"));
 
+    let at_web = containerd.place(&web.id, web.name)?;
+    host_port(screen, &node, &mut containerd, web)?;
+    masqueraded(screen, &outside, &mut containerd, [web, client])?;
+    shaped(screen, &outside, &at_web, web)?;
+    drop(at_web);
+
     screen.title("After the pods");
     let began = Instant::now();
     for pod in &pods {
@@ -147,11 +174,21 @@ fn demo(screen: &mut Screen) -> Result<()> {
     }
     screen.done("removed", "both pods", began);
     let began = Instant::now();
-    let left = left_behind(&node, "podwire", "podwire0")?;
+    let page = fetch_from(&node, "outside", &host_url(Outside::NODE[0]));
+    if let Ok(page) = page {
+        return Err(LabError::new(format!("the host port of a pod that is gone answers {page:?}")));
+    }
+    screen.done("host port", "answers no more", began);
+    let began = Instant::now();
+    let mut left = left_behind(&node, "podwire", "podwire0")?;
+    // The host outside is no pod.
+    left.retain(|what| what != "link uplink" && what != "/run/netns/outside");
+    let rules = node.run("nft", &["list", "ruleset"])?.success("nft list ruleset")?.out();
+    left.extend(rules.lines().filter(|line| line.contains("elements = ")).map(str::to_owned));
     if !left.is_empty() {
         return Err(LabError::new(format!("left behind: {}", left.join(", "))));
     }
-    screen.done("left", "no link, no lease, no cached result, no namespace", began);
+    screen.done("left", "no link, no lease, no rule, no cached result, no namespace", began);
     screen.line("                the bridge podwire0 stays, ready for the next pod");
     screen.line(format!("\n{}", screen.paint("1;32", "All of it held.")));
     Ok(())
@@ -197,6 +234,118 @@ fn fetch(containerd: &mut Containerd, from: &Pod, to: IpAddr) -> Result<String> 
         IpAddr::V6(address) => format!("http://[{address}]/"),
     };
     exec(containerd, from, &["timeout", "10", "wget", "-q", "-O", "-", &url])
+}
+
+/// What the pod `web` asks for: a port of the node, and a rate each way.
+fn web_options() -> PodOptions {
+    let [(ingress, _), (egress, _)] = RATES;
+    PodOptions::default().port(HostPort::new(Transport::Tcp, HOST_PORT, 80)).rates(ingress, egress)
+}
+
+fn host_url(node: &str) -> String {
+    if node.contains(':') {
+        format!("http://[{node}]:{HOST_PORT}/")
+    } else {
+        format!("http://{node}:{HOST_PORT}/")
+    }
+}
+
+/// Fetches a page in a namespace of the node, or on the node itself.
+fn fetch_from(node: &Node, netns: &str, url: &str) -> Result<String> {
+    let wget = ["timeout", "5", "busybox", "wget", "-q", "-O", "-", url];
+    let words = match netns {
+        "" => wget.to_vec(),
+        netns => [&["ip", "netns", "exec", netns], wget.as_slice()].concat(),
+    };
+    let Some((program, args)) = words.split_first() else { return Err(LabError::new("no command")) };
+    let page = node.run(program, args)?.success(&format!("fetch {url} from {netns:?}"))?;
+    Ok(page.out().trim().to_owned())
+}
+
+/// The node's port, from everywhere.
+fn host_port(screen: &mut Screen, node: &Node, containerd: &mut Containerd, web: &Pod) -> Result<()> {
+    screen.title(format!("Port {HOST_PORT} of the node leads to web"));
+    let [first, _, six] = Outside::NODE;
+    let mut show = |who: &str, url: &str, page: Result<String>, began| {
+        let page = page.map_err(LabError::because(format!("{url} from {who}")))?;
+        if page != format!("hello from {}", web.name) {
+            return Err(LabError::new(format!("{url} from {who} answered {page:?}")));
+        }
+        screen.done(who, format!("{url:<30} \"{page}\""), began);
+        Ok(())
+    };
+    for node_address in [first, six] {
+        let url = host_url(node_address);
+        let began = Instant::now();
+        show("outside", &url, fetch_from(node, "outside", &url), began)?;
+    }
+    for (who, node_address) in [("the node", "127.0.0.1"), ("the node", first)] {
+        let url = host_url(node_address);
+        let began = Instant::now();
+        show(who, &url, fetch_from(node, "", &url), began)?;
+    }
+    for node_address in [first, six] {
+        let url = host_url(node_address);
+        let began = Instant::now();
+        let page = exec(containerd, web, &["timeout", "5", "wget", "-q", "-O", "-", &url]);
+        show("web itself", &url, page, began)?;
+    }
+    Ok(())
+}
+
+/// What the host outside sees of the pods.
+fn masqueraded(
+    screen: &mut Screen,
+    outside: &Outside,
+    containerd: &mut Containerd,
+    pods: [&Pod; 2],
+) -> Result<()> {
+    screen.title("Out of the pods: the address that a server outside sees");
+    let server = Server::start(outside, Port::tcp(Ipv6Addr::UNSPECIFIED, 7000))?;
+    for pod in pods {
+        for (host, node, own) in
+            [(Outside::HOST[0], Outside::NODE[0], 0), (Outside::HOST[2], Outside::NODE[2], 1)]
+        {
+            let began = Instant::now();
+            let port = server.at().at.port();
+            let said = exec(containerd, pod, &["sh", "-c", &format!("echo | timeout 5 nc {host} {port}")])?;
+            // The server's name and the address that it sees, with a port.
+            let seen = said.split_whitespace().nth(1).and_then(|text| text.parse::<SocketAddr>().ok());
+            let seen = seen.ok_or_else(|| LabError::new(format!("the server at {host} said {said:?}")))?;
+            if seen.ip().to_string() != node {
+                return Err(LabError::new(format!("{host} sees {} as {seen}, not as {node}", pod.name)));
+            }
+            let address = pod.addresses.get(own).map(IpAddr::to_string).unwrap_or_default();
+            screen.done(pod.name, format!("{address:<18} → {host:<14} sees {node}"), began);
+        }
+    }
+    Ok(())
+}
+
+/// How fast `web` is, into it and out of it.
+fn shaped(screen: &mut Screen, outside: &Outside, at_web: &Sandbox, web: &Pod) -> Result<()> {
+    screen.title("How fast web is: streams for three seconds");
+    let address = *web.addresses.first().ok_or_else(|| LabError::new("web has no address"))?;
+    let host = Outside::HOST[0].parse().map_err(LabError::because("an address"))?;
+    let any = IpAddr::from(Ipv6Addr::UNSPECIFIED);
+    let [(ingress, most_in), (egress, most_out)] = RATES;
+    for (way, limit, most) in [("receives", ingress, most_in), ("sends", egress, most_out)] {
+        let began = Instant::now();
+        let time = Duration::from_secs(3);
+        let bits = if way == "receives" {
+            let sink = Sink::start(at_web, SocketAddr::new(any, 5201))?;
+            send_for(Client::at(outside), SocketAddr::new(address, 5201), &sink, time)?
+        } else {
+            let sink = Sink::start(outside, SocketAddr::new(any, 5201))?;
+            send_for(Client::at(at_web), SocketAddr::new(host, 5201), &sink, time)?
+        };
+        let rate = bits / 1e6;
+        if !NEAR.contains(&(rate / most)) {
+            return Err(LabError::new(format!("web {way} {rate:.1} Mbit/s with a limit of {limit}bit/s")));
+        }
+        screen.done(way, format!("{rate:.1} Mbit/s of payload, limit {limit}bit/s"), began);
+    }
+    Ok(())
 }
 
 /// One end of a pod's way: its interface, and the host's end of it.

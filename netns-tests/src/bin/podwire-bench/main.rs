@@ -1,11 +1,11 @@
-//! The benchmark: podwire, with and without its agent, beside Debian's bridge + host-local and the kernel's floor, in
-//! one run, on a node of its own. Whole processes from before the spawn to after the exit, as a runtime sees them.
+//! The benchmark: podwire, with and without its agent, beside Debian's plugins and the kernel's floor, in one run, on
+//! nodes of its own. Whole processes from before the spawn to after the exit, as a runtime sees them; and what traffic costs.
 //!
 //! ```text
 //! podwire-bench [--quick] [--only NAME,...] [--json] [--write FILE]
 //! ```
-//! `--quick` measures little, to see that all of it runs. `--write` puts the tables between the marks of a Markdown
-//! file. A goal that is missed is no failure: the exit code says whether everything could be measured.
+//! `--quick` measures little, to see that all of it runs. `--write` puts the tables of each group that is measured whole
+//! between its marks in a Markdown file. A goal that is missed is no failure: the exit code says whether everything could be measured.
 
 mod full;
 mod report;
@@ -49,26 +49,38 @@ fn options() -> Result<Options> {
 fn run() -> Result<bool> {
     let options = options()?;
     let size = if options.quick { Size::quick() } else { Size::full() };
-    let mut report = Report::new(&size)?;
-    for (name, measure) in rows::ALL {
-        if !options.only.is_empty() && !options.only.iter().any(|only| only == name) {
+    let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
+    let mut all = serde_json::Map::new();
+    let mut complete = true;
+    for group in &rows::GROUPS {
+        let measurements: Vec<_> = group.measurements.iter().filter(|(name, _)| wanted(name)).collect();
+        if measurements.is_empty() {
             continue;
         }
-        eprintln!("bench: {name} …");
-        // What cannot be measured is said, and the rest measured all the same.
-        if let Err(error) = measure(&size, &mut report) {
-            report.failed(name, &error);
+        let mut report = Report::new(&size)?;
+        for (name, measure) in &measurements {
+            eprintln!("bench: {name} …");
+            // What cannot be measured is said, and the rest measured all the same.
+            if let Err(error) = measure(&size, &mut report) {
+                report.failed(name, &error);
+            }
         }
-    }
-    if let Some(file) = &options.write {
-        report.write(file)?;
+        // Half a table would stand for the whole.
+        if let Some(file) = &options.write
+            && measurements.len() == group.measurements.len()
+        {
+            report.write(file, group.name)?;
+        }
+        if !options.json {
+            println!("{}", report.markdown());
+        }
+        complete &= report.is_complete();
+        all.insert(group.name.to_owned(), report.json());
     }
     if options.json {
-        println!("{}", report.json());
-    } else {
-        println!("{}", report.markdown());
+        println!("{}", serde_json::Value::Object(all));
     }
-    Ok(report.is_complete())
+    Ok(complete)
 }
 
 fn main() -> ExitCode {

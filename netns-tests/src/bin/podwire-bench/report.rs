@@ -9,8 +9,10 @@ use serde_json::{Value, json};
 
 use crate::rows::Size;
 
-/// The marks between which `--write` puts the tables.
-const MARKS: [&str; 2] = ["<!-- measured: begin -->", "<!-- measured: end -->"];
+/// The marks between which `--write` puts the tables of a group.
+fn marks(group: &str) -> [String; 2] {
+    ["begin", "end"].map(|word| format!("<!-- {group} measured: {word} -->"))
+}
 
 /// Figures of one thing that was measured again and again.
 #[derive(Debug, Clone)]
@@ -191,13 +193,14 @@ impl Report {
         text
     }
 
-    /// Puts the tables between the marks of a Markdown file.
-    pub(crate) fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+    /// Puts the tables between a group's marks in a Markdown file.
+    pub(crate) fn write(&self, path: impl AsRef<Path>, group: &str) -> Result<()> {
         let path = path.as_ref();
         let what = || LabError::because(format!("write {}", path.display()));
         let text = fs::read_to_string(path).map_err(what())?;
-        let [begin, end] = MARKS;
-        let parts = text.split_once(begin).and_then(|(before, rest)| Some((before, rest.split_once(end)?.1)));
+        let [begin, end] = marks(group);
+        let parts =
+            text.split_once(&begin).and_then(|(before, rest)| Some((before, rest.split_once(&end)?.1)));
         let (before, after) =
             parts.ok_or_else(|| LabError::new(format!("{} has no {begin} and {end}", path.display())))?;
         fs::write(path, format!("{before}{begin}\n{}{end}{after}", self.markdown())).map_err(what())

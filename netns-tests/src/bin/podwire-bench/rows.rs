@@ -25,7 +25,7 @@ pub(crate) struct Size {
 }
 
 impl Size {
-    /// Everything: some fifteen minutes.
+    /// Everything: some twenty minutes.
     pub(crate) fn full() -> Self {
         Self { rounds: 60, few: 3, burst: 50, row: 200, crowd: 500, leases: 10_000, churn: 200 }
     }
@@ -41,23 +41,41 @@ impl Size {
 }
 
 /// A measurement.
-type Measure = fn(&Size, &mut Report) -> Result<()>;
+pub(crate) type Measure = fn(&Size, &mut Report) -> Result<()>;
 
-/// All measurements, by the names that `--only` takes.
-pub(crate) const ALL: [(&str, Measure); 13] = [
-    ("single", single),
-    ("burst", burst),
-    ("row", row),
-    ("gc", gc),
-    ("crowd", crowd),
-    ("churn", churn),
-    ("leases", leases),
-    ("fsync", fsync),
-    ("size", size),
-    ("full", full::single),
-    ("full-burst", full::burst),
-    ("ports", full::crowd),
-    ("traffic", full::traffic),
+/// Measurements that make one pair of tables.
+pub(crate) struct Group {
+    /// What it is called, also in the marks of the file that the tables are put into.
+    pub(crate) name: &'static str,
+    /// By the names that `--only` takes.
+    pub(crate) measurements: &'static [(&'static str, Measure)],
+}
+
+/// All measurements.
+pub(crate) const GROUPS: [Group; 2] = [
+    Group {
+        name: "interfaces",
+        measurements: &[
+            ("single", single),
+            ("burst", burst),
+            ("row", row),
+            ("gc", gc),
+            ("crowd", crowd),
+            ("churn", churn),
+            ("leases", leases),
+            ("fsync", fsync),
+            ("size", size),
+        ],
+    },
+    Group {
+        name: "traffic",
+        measurements: &[
+            ("full", full::single),
+            ("full-burst", full::burst),
+            ("ports", full::crowd),
+            ("traffic", full::traffic),
+        ],
+    },
 ];
 
 use Contestant::{Agent, Alone, Floor, Reference};
