@@ -20,9 +20,11 @@ pub use agent::Agent;
 pub use steps::{Steps, at_once_for, each};
 
 use crate::error::{LabError, Result};
+use crate::network::rules_of_pods;
 use crate::plugin::{Answer, PluginCall};
 use crate::pod::Pod;
 use crate::process::{LIMIT, finish, program};
+use crate::traffic::UPLINK;
 use crate::{Lab, Node, NodeOptions, fault_dist_dir};
 
 /// The network's name.
@@ -193,12 +195,14 @@ impl Site {
         serde_json::from_slice(&done.stdout).map_err(LabError::because(what))
     }
 
-    /// Fails unless nothing is left of any pod: no link but the bridge, no lease, no store that was set aside.
+    /// Fails unless nothing is left of any pod: no link but the bridge, no rule, no lease, no store that was set aside.
     ///
     /// # Errors
     /// With what is left.
     pub fn assert_nothing_left(&self) -> Result<()> {
-        let mut left: Vec<_> = self.node.links()?.into_iter().filter(|link| link != BRIDGE).collect();
+        let not_ours = |link: &String| link != BRIDGE && link != UPLINK;
+        let mut left: Vec<_> = self.node.links()?.into_iter().filter(not_ours).collect();
+        left.extend(rules_of_pods(&self.node)?);
         left.extend(self.leases()?.iter().map(Value::to_string));
         left.extend(self.set_aside());
         if left.is_empty() { Ok(()) } else { Err(LabError::new(format!("left behind: {}", left.join(", ")))) }
