@@ -11,6 +11,7 @@ use podwire_netns_tests::network::{conflist, left_behind};
 use podwire_netns_tests::podwired::Podwired;
 use podwire_netns_tests::traffic::{Client, Outside, Place, Port, Server, Sink, Transport, send_for};
 use podwire_netns_tests::{Lab, LabError, Node, NodeOptions, Result, newer, uses_reference};
+use serde_json::{Value, json};
 
 const DUAL: &str = "10-podwire.conflist";
 
@@ -36,7 +37,11 @@ impl Cluster {
     }
 
     fn start(node: Node, programs: impl Into<PathBuf>, name: &str) -> Result<Self> {
-        node.install_conflist(name, &conflist(name)?)?;
+        Self::start_on(node, programs, &conflist(name)?)
+    }
+
+    fn start_on(node: Node, programs: impl Into<PathBuf>, conflist: &Value) -> Result<Self> {
+        node.install_conflist("10-pods.conflist", conflist)?;
         let mut containerd = Containerd::start(&node, programs)?;
         containerd.wait_for_network()?;
         Ok(Self { node, containerd })
@@ -259,7 +264,16 @@ fn a_pod_whose_processes_were_killed_leaves_nothing() -> Result<()> {
 
 #[test]
 fn a_port_of_the_node_leads_to_a_pod_through_debians_portmap() -> Result<()> {
-    let mut cluster = Cluster::debian("portmap", "10-podwire-portmap.conflist")?;
+    let mut chain = conflist(DUAL)?;
+    // Debian's ends there.
+    chain["cniVersions"] = json!(["0.4.0", "1.0.0"]);
+    chain["plugins"][0]["capabilities"] = json!({});
+    let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
+    chain["plugins"]
+        .as_array_mut()
+        .ok_or_else(|| LabError::new(format!("{DUAL} has no plugins")))?
+        .push(portmap);
+    let mut cluster = Cluster::start_on(Lab::new("portmap")?.node("n")?, DEBIAN, &chain)?;
     let port = PodOptions::default().port(HostPort::new(Transport::Tcp, 18080, 80));
     let (web, client) = (cluster.run_with("web", &port)?, cluster.run("client")?);
     let node = SocketAddr::new(Ipv4Addr::new(10, 244, 0, 1).into(), 18080);

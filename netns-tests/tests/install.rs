@@ -47,16 +47,18 @@ fn install_puts_everything_in_place_and_uninstall_takes_it_away() -> Result<()> 
         "opt/cni/bin/loopback",
         "opt/cni/bin/podwire",
         "opt/cni/bin/podwire-ipam",
+        "opt/cni/bin/podwire-tuning",
         "usr/lib/systemd/system/podwired.service",
         "usr/sbin/podwired",
         "usr/share/podwire/10-podwire-ipv4.conflist",
-        "usr/share/podwire/10-podwire-portmap.conflist",
         "usr/share/podwire/10-podwire.conflist",
     ];
     assert_eq!(files_below(root), expected);
     let mode =
         |file: &str| fs::metadata(root.join(file)).map(|found| found.permissions().mode() & 0o777).ok();
-    assert_eq!(mode("opt/cni/bin/loopback"), Some(0o755), "the link leads to the plugin");
+    for link in ["loopback", "podwire-tuning"] {
+        assert_eq!(mode(&format!("opt/cni/bin/{link}")), Some(0o755), "{link} leads to the plugin");
+    }
     let unit = fs::read_to_string(root.join("usr/lib/systemd/system/podwired.service")).unwrap_or_default();
     assert!(unit.contains("ExecStart=/usr/sbin/podwired run"), "{unit}");
     assert!(!unit.contains('@'), "a placeholder stays: {unit}");
