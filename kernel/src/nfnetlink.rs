@@ -7,7 +7,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 
 use crate::error::{Error, Result};
-use crate::reply::{Body, parse_control, split_message};
+use crate::reply::{Body, be16_at, parse_control, split_message};
 use crate::socket::{Channel, DUMP_ATTEMPTS, lost_answer, pause};
 
 /// The length of `struct nfgenmsg`: family, version, and a number that depends on the message.
@@ -37,6 +37,8 @@ pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
     /// NFPROTO_*.
     pub(crate) family: u8,
+    /// Of nftables, the generation that the message tells of, its lower 16 bits.
+    generation: u16,
     pub(crate) attributes: &'a [u8],
 }
 
@@ -59,12 +61,7 @@ pub(crate) fn answers(datagram: &[u8]) -> impl Iterator<Item = Answer<'_>> {
             Some(Body::Done) => Said::Done,
             Some(Body::Overrun) => Said::Overrun,
             Some(_) => Said::Malformed,
-            None => match (payload.first(), payload.get(NFGENMSG..)) {
-                (Some(family), Some(attributes)) => {
-                    Said::Message(Message { kind: header.kind, family: *family, attributes })
-                }
-                _ => Said::Malformed,
-            },
+            None => message(header.kind, payload).map_or(Said::Malformed, Said::Message),
         };
         if matches!(said, Said::Malformed) {
             rest = &[];
@@ -76,6 +73,11 @@ pub(crate) fn answers(datagram: &[u8]) -> impl Iterator<Item = Answer<'_>> {
             said,
         })
     })
+}
+
+fn message(kind: u16, payload: &[u8]) -> Option<Message<'_>> {
+    let (family, generation) = (*payload.first()?, be16_at(payload, 2)?);
+    Some(Message { kind, family, generation, attributes: payload.get(NFGENMSG..)? })
 }
 
 /// One message to the kernel and the words for its error.
@@ -154,6 +156,7 @@ impl Socket {
         self.channel.send().map_err(|errno| request.error(errno))?;
         let unreadable = || request.error(Errno::EPROTO).with("the kernel's answer cannot be read");
         let mut whole = true;
+        let mut generation = None;
         loop {
             match self.channel.receive() {
                 Ok(()) => {}
@@ -179,6 +182,8 @@ impl Socket {
                     Said::Overrun => whole = false,
                     Said::Malformed => return Err(unreadable()),
                     Said::Message(message) => {
+                        // The kernel marks no dump of a set's elements as interrupted.
+                        whole &= *generation.get_or_insert(message.generation) == message.generation;
                         take(&message).map_err(|Malformed| unreadable())?;
                         // The answer to a question about one object is not followed by anything.
                         if !answer.multi && !dump {

@@ -13,6 +13,8 @@ mod events;
 mod expr;
 mod types;
 
+use std::collections::HashSet;
+
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, GenMessage, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
@@ -23,7 +25,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::error::{Error, Result};
 use crate::nfnetlink::{Malformed, Message, Request, Said, Socket, answers};
-use crate::socket::lost_answer;
+use crate::socket::{DUMP_ATTEMPTS, lost_answer, pause};
 
 pub use batch::Batch;
 #[cfg(feature = "events")]
@@ -263,8 +265,17 @@ impl Nft {
         let message = NfTablesMessage::GetSetElement(elements_of(table, set));
         let object = format!("of {table} {set}");
         let request = batch::request("list elements", object, NLM_F_DUMP, table.family, message);
-        let messages = self.socket.dump(&request, only(NEW_ELEMENT, decode::elements))?;
-        Ok(messages.into_iter().flatten().collect())
+        for attempt in 0..DUMP_ATTEMPTS {
+            if attempt > 0 {
+                pause(attempt);
+            }
+            let messages = self.socket.dump(&request, only(NEW_ELEMENT, decode::elements))?;
+            let elements: Vec<_> = messages.into_iter().flatten().collect();
+            if all_differ(&elements) {
+                return Ok(elements);
+            }
+        }
+        Err(request.error(Errno::EAGAIN).with("the kernel kept moving the elements while they were read"))
     }
 
     /// The elements with the keys of these, in the same order; `None` for a key that is not there.
@@ -382,6 +393,16 @@ fn only<T>(
     decode: impl Fn(&Message<'_>) -> Result<T, Malformed>,
 ) -> impl FnMut(&Message<'_>) -> Result<Option<T>, Malformed> {
     move |message| if message.kind == kind { decode(message).map(Some) } else { Ok(None) }
+}
+
+/// Whether no element is told twice.
+///
+/// For each datagram of a dump the kernel walks the set from its beginning and passes over as many elements as it has
+/// told. While it moves them to a larger hash table, which it does in its own time after many were added, their order
+/// changes from one walk to the next: some are told twice, and as many not at all. It does not say so.
+fn all_differ(elements: &[Element]) -> bool {
+    let mut seen = HashSet::with_capacity(elements.len());
+    elements.iter().all(|element| seen.insert((&element.key, &element.key_end, element.interval_end)))
 }
 
 fn elements_of(table: TableRef<'_>, set: &str) -> SetElementMessage {

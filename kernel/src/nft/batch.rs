@@ -292,8 +292,8 @@ impl Batch {
         self.elements("create element", EXCLUSIVE, table, set, 0, elements);
     }
 
-    /// Makes those of the elements that are not there. One that is there must give the same (EBUSY), and keeps its
-    /// comment.
+    /// Makes those of the elements that are not there. One that is there must give the same (EEXIST, in older kernels
+    /// EBUSY), and keeps its comment.
     pub fn ensure_elements(&mut self, table: TableRef<'_>, set: &str, elements: &[Element]) {
         self.elements("make element", ENSURE, table, set, 0, elements);
     }

@@ -513,8 +513,8 @@ pub enum Place {
 pub struct Generation {
     /// Its number, which grows with each transaction.
     pub id: u32,
-    /// The process that made it; 0 if the kernel does not say.
+    /// The thread that made it, `gettid(2)`; 0 if the kernel does not say.
     pub pid: u32,
-    /// That process's name, 15 bytes at most.
+    /// That thread's name, 15 bytes at most: its process's, unless the thread has one of its own.
     pub process: String,
 }
