@@ -1,7 +1,7 @@
 //! Keys of one attachment: the pair, its port, and what is refused.
 
 use podwire_netns_tests::cases::Reference::{Differs, Same};
-use podwire_netns_tests::cases::{Case, Expect, Text, Want, add, check, del, error, look, ok, script};
+use podwire_netns_tests::cases::{Case, Expect, Text, Want, add, check, error, look, ok, script};
 use serde_json::json;
 
 use crate::{TOO_OLD, plain, row};
@@ -123,26 +123,6 @@ pub(crate) fn ports() -> Vec<Case> {
             Same,
         ),
         row(
-            "ipMasq",
-            plain(),
-            vec![
-                add("a").config(json!({ "ipMasq": true })).fails(2, &["ipMasq", "true"]).reference(ok(&[])).into(),
-                look("nft list ruleset | grep -c masquerade || true", Text::Is("0")).reference(Text::Is("1")).into(),
-                del("a").config(json!({ "ipMasq": true })).into(),
-                look("nft list ruleset | grep -c masquerade || true", Text::Is("0")).into(),
-            ],
-            Differs("It adds the rule to iptables. podwire refuses the key until it has rules of its own, rather than to leave pods without."),
-        ),
-        row(
-            "macspoofchk",
-            plain(),
-            vec![
-                add("a").config(json!({ "macspoofchk": true })).fails(2, &["macspoofchk", "true"]).reference(ok(&[])).into(),
-                add("b").config(json!({ "macspoofchk": false })).into(),
-            ],
-            Differs("It adds the rule to nftables. podwire refuses the key until it has rules of its own, rather than to leave pods unchecked."),
-        ),
-        row(
             "vlan",
             plain(),
             vec![
@@ -150,27 +130,13 @@ pub(crate) fn ports() -> Vec<Case> {
                 add("a").config(json!({ "vlan": 5000 })).fails(2, &["vlan", "5000"]).reference(error(999, &["5000"])).into(),
                 add("b").config(json!({ "vlan": 0 })).into(),
             ],
-            Differs("It makes the bridge filter VLANs, where the kernel can. podwire does not support the key."),
+            Differs("It fails half way on a kernel whose bridges cannot filter VLANs, and takes 5000 for a number of the wrong size."),
         ),
         row(
             "vlanTrunk",
             plain(),
             vec![add("a").config(json!({ "vlanTrunk": [{ "id": 100 }] })).fails(2, &["vlanTrunk"]).reference(ok(&[])).into()],
-            Differs("Debian's package is older than the key and ignores it. podwire does not support it."),
-        ),
-        row(
-            "port mappings and bandwidth meant for this plugin",
-            plain(),
-            vec![
-                add("a")
-                    .config(json!({ "runtimeConfig": { "portMappings": [{ "HostPort": 80, "ContainerPort": 80, "Protocol": "tcp", "HostIP": "" }] } }))
-                    .fails(2, &["portMappings", "80"])
-                    .reference(ok(&[]))
-                    .into(),
-                add("b").config(json!({ "runtimeConfig": { "bandwidth": { "IngressRate": 1000 } } })).fails(2, &["bandwidth"]).reference(ok(&[])).into(),
-                add("c").config(json!({ "runtimeConfig": { "portMappings": [] } })).into(),
-            ],
-            Differs("It ignores what it was asked for. podwire says that it does not do it."),
+            Differs("Debian's package is older than the key and ignores it. On this kernel, whose bridges cannot filter VLANs, podwire refuses it."),
         ),
     ]
 }

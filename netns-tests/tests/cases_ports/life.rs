@@ -24,7 +24,7 @@ cmp /run/mine /run/now && echo same";
 pub(crate) fn life() -> Vec<Case> {
     vec![
         row(
-            "ADD, CHECK, DEL",
+            "ADD, CHECK and DEL of a pod with both families",
             plain(),
             vec![
                 add_web("a").into(),

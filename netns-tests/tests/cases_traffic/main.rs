@@ -55,10 +55,11 @@ fn tuning_cases() {
 #[test]
 fn traffic_differences_are_documented() {
     assert_eq!(differences("Masquerade", &masquerade::cases()), Ok(()));
-    assert_eq!(differences("Isolation", &isolation::cases()), Ok(()));
-    assert_eq!(differences("Checks of what a pod sends", &spoofing::cases()), Ok(()));
+    let mut isolation = isolation::cases();
+    isolation.extend(spoofing::cases());
+    assert_eq!(differences("Isolation", &isolation), Ok(()));
     assert_eq!(differences("Shaping", &shaping::cases()), Ok(()));
-    assert_eq!(differences("Settings of the pod", &tuning::cases()), Ok(()));
+    assert_eq!(differences("Tuning", &tuning::cases()), Ok(()));
 }
 
 /// A network with a gateway, IPv4 and IPv6, and these keys beside. Its first pod has 10.1.0.2 and fd01::2.

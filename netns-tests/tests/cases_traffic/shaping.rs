@@ -101,7 +101,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 .podwire_alone()
                 .into(),
             ],
-            Differs("It takes the runtimes' \"no burst\" (4294967295) for a bucket of 512 MB, so that nothing is slowed down for minutes."),
+            Differs("It takes the runtimes' \"no burst\" (4294967295) for a bucket of 512 MiB, so that nothing is slowed down for minutes."),
         ),
         row(
             "capitals, as containerd writes them",
