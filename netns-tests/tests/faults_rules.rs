@@ -692,6 +692,49 @@ fn a_udp_flow_finds_each_next_pod_on_its_port() -> Result<()> {
 }
 
 #[test]
+fn connections_of_other_pods_are_not_forgotten() -> Result<()> {
+    let site = Site::new("others")?;
+    let outside = Outside::link_to(site.node())?;
+    let (stays, goes) = (site.pod("stays")?, site.pod("goes")?);
+    site.add(&stays, &masqueraded())?;
+    let _server = Server::start(&outside, "udp 198.51.100.2:53".parse()?)?;
+    let mut flow = Client::at(&stays).talk("udp 198.51.100.2:53".parse()?)?;
+    // Its port on the node was chosen at random: it stays as long as the kernel remembers the connection.
+    let port = flow.heard.peer;
+    for round in 0..5 {
+        site.add(&goes, &on_port(8080))?;
+        Client::at(&goes).hear("udp 198.51.100.2:53".parse()?)?;
+        site.del(&goes, &on_port(8080))?;
+        assert_eq!(flow.again(SOON)?.peer, port, "round {round}");
+    }
+    site.del(&stays, &masqueraded())?;
+    site.assert_nothing_left()
+}
+
+#[test]
+fn gc_removes_rules_that_belong_to_nobody() -> Result<()> {
+    let site = Site::new("gc")?;
+    let config = on_port(8080);
+    let (lives, dead) = (site.pod("lives")?, site.pod("dead")?);
+    let result = site.add(&lives, &config)?;
+    site.add(&dead, &with_everything(8081))?;
+    // Gone without a DEL; then a saved ruleset brings the rules back once more.
+    sh(&site, "nft list ruleset > /run/saved")?;
+    site.del(&dead, &with_everything(8081))?;
+    sh(&site, "{ echo flush ruleset; cat /run/saved; } > /run/restore; nft -f /run/restore")?;
+    let of_dead =
+        || Ok::<_, LabError>(rules_of_pods(site.node())?.iter().filter(|rule| rule.contains("8081")).count());
+    assert!(of_dead()? > 0);
+    let mut gc = config.clone();
+    gc["cni.dev/valid-attachments"] = json!([{ "containerID": "lives", "ifname": "eth0" }]);
+    site.call_for_network("GC", &gc).run(site.node())?.ok()?;
+    assert_eq!(of_dead()?, 0, "{:?}", rules_of_pods(site.node())?);
+    checked(&site, &lives, &config, &result)?;
+    site.del(&lives, &config)?;
+    site.assert_nothing_left()
+}
+
+#[test]
 fn two_runtimes_share_a_node_and_its_ports() -> Result<()> {
     let site = Site::new("runtimes")?;
     let agent = site.agent()?;

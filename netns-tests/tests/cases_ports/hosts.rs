@@ -1,6 +1,6 @@
 //! From where a port is reached, and on which of the node's addresses.
 
-use podwire_netns_tests::cases::Reference::{Differs, Same};
+use podwire_netns_tests::cases::Reference::{Differs, Lacks, Same};
 use podwire_netns_tests::cases::{
     Case, Seen, Step, Text, act, add, error, look, reach, script, serve, unreachable,
 };
@@ -9,7 +9,7 @@ use podwire_netns_tests::traffic::frames::{Frames, ethernet, udp4};
 use podwire_netns_tests::{LabError, wait_for};
 use serde_json::json;
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{TOO_OLD, add_web, another, on, plain, ports, row, text};
 
@@ -179,6 +179,56 @@ pub(crate) fn access() -> Vec<Case> {
                 .into(),
             ],
             Differs("Debian's package has conditions in iptables' words alone; newer ones take either, by backend."),
+        ),
+        row(
+            "[::1] is refused at once, so that clients go on to 127.0.0.1",
+            plain(),
+            vec![
+                add_web("a").into(),
+                act("a connection to [::1]", |scene| {
+                    let began = Instant::now();
+                    for protocol in ["tcp", "udp"] {
+                        let heard = scene.client("node")?.hear(format!("{protocol} [::1]:8080").parse()?);
+                        let took = began.elapsed();
+                        if heard.is_ok() || took > Duration::from_millis(500) {
+                            return Err(LabError::new(format!("{protocol}: {heard:?} after {took:?}")));
+                        }
+                    }
+                    Ok(())
+                })
+                .podwire_alone()
+                .into(),
+            ],
+            Differs("It lets the client wait until it gives up: there is no route_localnet in IPv6."),
+        ),
+        row(
+            "several conditions, all of which must hold",
+            plain(),
+            vec![
+                add("a").config(json!({
+                    "conditionsV4": ["iifname", "\"up*\"", "ip saddr { 198.51.100.3, 192.0.2.0/24 }", "tcp sport 1024-65535"],
+                    "runtimeConfig": ports(&[("tcp", 8080, 80), ("tcp", 8081, 80)])["runtimeConfig"]
+                })).into(),
+                serve("a", "tcp [::]:80"),
+                reach("outside@198.51.100.3", "tcp 198.51.100.1:8080", "a", "198.51.100.3").into(),
+                reach("outside@198.51.100.3", "tcp 198.51.100.1:8081", "a", "198.51.100.3").into(),
+                unreachable("outside", "tcp 198.51.100.1:8080").into(),
+                unreachable("node", "tcp 198.51.100.1:8080").into(),
+                // Without conditions of its own the other family has none.
+                reach("outside", "tcp [fd51::1]:8080", "a", "fd51::2").into(),
+            ],
+            Lacks("Debian's package has conditions in iptables' words alone; newer ones take either, by backend."),
+        ),
+        row(
+            "keys that podwire has no use for",
+            plain(),
+            vec![
+                add("a").config(json!({ "markMasqBit": 14, "backend": "iptables", "runtimeConfig": ports(&[("tcp", 8080, 80)])["runtimeConfig"] })).into(),
+                serve("a", "tcp [::]:80"),
+                reach("outside", "tcp 198.51.100.1:8080", "a", "198.51.100.2").into(),
+                reach("a", "tcp 198.51.100.1:8080", "a", "10.1.0.1").into(),
+            ],
+            Same,
         ),
         row(
             "localhost stays closed to pods",

@@ -1,7 +1,7 @@
 //! When ports come and go: pods that take over, DEL that knows little, rules of others.
 
 use podwire_netns_tests::LabError;
-use podwire_netns_tests::cases::Reference::{Differs, Same};
+use podwire_netns_tests::cases::Reference::{Differs, Lacks, Same};
 use podwire_netns_tests::cases::{
     Case, Seen, Text, act, add, check, del, error, look, ok, reach, script, serve, unreachable,
 };
@@ -166,6 +166,21 @@ pub(crate) fn life() -> Vec<Case> {
                     .into(),
             ],
             Differs("The dead pod's rules come first and keep the port until its DEL."),
+        ),
+        row(
+            "ADD again with other ports",
+            plain(),
+            vec![
+                add_web("a").into(),
+                serve("a", "tcp [::]:80"),
+                add("a").config(ports(&[("tcp", 8081, 80)])).into(),
+                reach("outside", "tcp 198.51.100.1:8081", "a", "198.51.100.2").into(),
+                unreachable("outside", "tcp 198.51.100.1:8080").into(),
+                add_web("b").into(),
+                serve("b", "tcp [::]:80"),
+                reach("outside", "tcp 198.51.100.1:8080", "b", "198.51.100.2").into(),
+            ],
+            Lacks("Its ADD of what is there is an error."),
         ),
         row(
             "rules of others",
