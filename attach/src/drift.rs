@@ -7,8 +7,10 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use podwire_kernel::MacAddr;
 
-use crate::alias;
-use crate::plan::{ObservedBridge, PodRoute, Wanted};
+use crate::plan::{ObservedBridge, PodRoute, Port, Wanted};
+use crate::shaping::{self, ObservedShaping};
+use crate::tuning::tuning_drift;
+use crate::{Shaping, Tuning, alias};
 
 /// One attachment as the kernel shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -21,6 +23,10 @@ pub struct ObservedAttachment {
     pub pod: Option<PodEnd>,
     /// Where the node forwards.
     pub forwarding: crate::plan::Forwarding,
+    /// The host end's token buckets, where the attachment is to have some.
+    pub shaping: ObservedShaping,
+    /// The tuned settings as they are.
+    pub tuning: Tuning,
 }
 
 /// The host's end of a veth.
@@ -34,6 +40,8 @@ pub struct HostEnd {
     pub alias: Option<String>,
     /// Whether it is up.
     pub up: bool,
+    /// Its MTU in bytes.
+    pub mtu: u32,
     /// The index of the bridge it is a port of.
     pub controller: Option<u32>,
     /// Its port's hairpin mode; `None` while it is no port.
@@ -98,6 +106,14 @@ pub enum Drift {
     NoRoute(IpNetwork, Option<IpAddr>),
     /// The node does not forward in that family (its sysctl).
     NoForwarding(&'static str),
+    /// The traffic over the host's end is not limited as it should be in that direction: host end, direction.
+    Shaping(String, &'static str),
+    /// A sysctl of the pod differs: its path below /proc/sys, wanted, found.
+    Sysctl(String, String, Option<String>),
+    /// A mode of the pod's interface differs: interface, mode, wanted.
+    PodFlag(String, &'static str, bool),
+    /// The pod's interface's transmit queue has another length in packets: interface, wanted, found.
+    TxQueueLength(String, u32, Option<u32>),
 }
 
 impl fmt::Display for Drift {
@@ -138,6 +154,26 @@ impl fmt::Display for Drift {
                 write!(f, "route to {destination} is missing in the container")
             }
             Self::NoForwarding(sysctl) => write!(f, "{sysctl} is 0, the node does not forward"),
+            Self::Shaping(link, direction) => {
+                write!(f, "the traffic {direction} over link {link} is not limited as configured")
+            }
+            Self::Sysctl(name, wanted, Some(found)) => {
+                write!(f, "sysctl {name} is {found:?} in the container instead of {wanted:?}")
+            }
+            Self::Sysctl(name, wanted, None) => {
+                write!(f, "sysctl {name} is missing in the container instead of {wanted:?}")
+            }
+            Self::PodFlag(name, mode, wanted) => {
+                write!(
+                    f,
+                    "{mode} of interface {name} is {} in the container",
+                    if *wanted { "off" } else { "on" }
+                )
+            }
+            Self::TxQueueLength(name, wanted, found) => {
+                let found = found.unwrap_or(0);
+                write!(f, "interface {name} has a transmit queue of {found} packets instead of {wanted}")
+            }
         }
     }
 }
@@ -160,7 +196,19 @@ pub fn drift(wanted: &Wanted, observed: &ObservedAttachment) -> Vec<Drift> {
             pod_drift(wanted, pod, &mut found);
         }
     }
+    if let (Some(host), Some(traffic)) = (&observed.host, &wanted.attachment.traffic) {
+        found.extend(shaping_drift(&owner.link_name(), host.mtu, &traffic.shaping, &observed.shaping));
+    }
+    if observed.pod.is_some() {
+        found.extend(tuning_drift(&wanted.tuning, &observed.tuning, &owner.ifname));
+    }
     found
+}
+
+/// What of the limits over a host's end is not as it should be.
+pub fn shaping_drift(host_end: &str, mtu: u32, wanted: &Shaping, observed: &ObservedShaping) -> Vec<Drift> {
+    let differences = shaping::differences(wanted, mtu, observed);
+    differences.into_iter().map(|direction| Drift::Shaping(host_end.to_owned(), direction)).collect()
 }
 
 fn bridge_drift(wanted: &Wanted, observed: &ObservedAttachment, found: &mut Vec<Drift>) {
@@ -204,13 +252,21 @@ fn host_drift(wanted: &Wanted, observed: &ObservedAttachment, found: &mut Vec<Dr
         found.push(Drift::NotAPort(name, wanted.bridge.name.clone()));
         return;
     }
-    let settings = [
-        ("hairpin mode", host.hairpin, wanted.port.hairpin),
-        ("port isolation", host.isolated, wanted.port.isolated),
-    ];
+    port_drift(&name, wanted.port(), host.hairpin, host.isolated, found);
+}
+
+/// What of a bridge port's settings is not as it should be.
+pub(crate) fn port_drift(
+    name: &str,
+    wanted: Port,
+    hairpin: Option<bool>,
+    isolated: Option<bool>,
+    found: &mut Vec<Drift>,
+) {
+    let settings = [("hairpin mode", hairpin, wanted.hairpin), ("port isolation", isolated, wanted.isolated)];
     for (setting, is, should) in settings {
         if is.is_some_and(|is| is != should) {
-            found.push(Drift::PortSetting(name.clone(), setting, should));
+            found.push(Drift::PortSetting(name.to_owned(), setting, should));
         }
     }
 }

@@ -3,6 +3,7 @@
 pub mod alias;
 mod apply;
 mod attachment;
+pub mod conntrack;
 pub mod drift;
 pub mod plan;
 pub mod removal;
@@ -10,10 +11,13 @@ pub mod rules;
 pub mod shaping;
 pub mod step;
 mod traffic;
-mod tuning;
+pub mod tuning;
 
 pub use alias::LinkAlias;
-pub use apply::{AttachError, Attached, Places, attach, observe_attachment, observe_node};
+pub use apply::{
+    AttachError, Attached, Extended, Extension, Given, Places, attach, can_filter_vlans, extend,
+    extension_drift, observe_attachment, observe_given, observe_node, withdraw,
+};
 pub use attachment::{Attachment, NetworkId, Owner, OwnerId, PodAddress, PodName, Role};
 pub use traffic::{
     IngressPolicy, Masquerade, PortAccess, PortMapping, Protocol, RateLimit, Shaping, Snat, SourceCheck,

@@ -7,13 +7,14 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use ipnetwork::IpNetwork;
 use podwire_kernel::{Family, MacAddr};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{Attachment, Owner, alias};
+use crate::{Attachment, IngressPolicy, Owner, Traffic, Tuning, alias, conntrack};
 
 /// The bridge that a network's pods share.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +87,49 @@ pub struct Wanted {
     pub announce: bool,
     /// Forward between the bridge and the rest of the node: the families of the gateways.
     pub forwarding: Forwarding,
+    /// Settings of the pod's interface and netns beyond these.
+    pub tuning: Tuning,
+    /// The VLANs that the port is in; `None` where the bridge does not tell VLANs apart. For kernels that
+    /// [can](crate::can_filter_vlans).
+    pub vlan: Option<Vlan>,
+}
+
+impl Wanted {
+    /// The port's behaviour, with what the pod's traffic asks of it: a pod that reaches itself by its host port does so
+    /// through its own port, and one that other pods may not reach is separated from their ports.
+    pub fn port(&self) -> Port {
+        self.port.with_traffic(self.attachment.traffic.as_ref())
+    }
+}
+
+impl Port {
+    /// This behaviour, and what the pod's traffic asks of the port.
+    #[must_use]
+    pub fn with_traffic(self, traffic: Option<&Traffic>) -> Self {
+        Self {
+            hairpin: self.hairpin || traffic.is_some_and(|traffic| !traffic.ports.is_empty()),
+            isolated: self.isolated
+                || traffic.is_some_and(|traffic| traffic.ingress == IngressPolicy::Isolated),
+        }
+    }
+}
+
+/// The VLANs of a bridge's port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vlan {
+    /// Which.
+    pub membership: VlanMembership,
+    /// The port also stays in the bridge's default VLAN, 1.
+    pub preserve_default: bool,
+}
+
+/// How a port is in its VLANs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VlanMembership {
+    /// In this one, and the pod sees no tag.
+    Access(u16),
+    /// In all of these, and the pod sees the tags.
+    Trunk(Vec<RangeInclusive<u16>>),
 }
 
 /// Address families in which a node forwards packets.
@@ -121,6 +165,8 @@ pub struct ObservedBridge {
     pub mac: Option<MacAddr>,
     /// Its addresses.
     pub addresses: Vec<BridgeAddress>,
+    /// Whether it tells VLANs apart; `None` if this kernel's bridges cannot.
+    pub vlan_filtering: Option<bool>,
 }
 
 /// One address of an existing bridge.
@@ -143,6 +189,8 @@ pub enum Step {
     SetBridgeUp(String, bool),
     /// Switch the bridge's promiscuous mode.
     SetBridgePromiscuous(String, bool),
+    /// Make the bridge tell VLANs apart, or no longer.
+    FilterVlans(String, bool),
     /// Give the bridge an address.
     AddBridgeAddress(String, IpNetwork),
     /// Take an address from the bridge.
@@ -158,8 +206,33 @@ pub enum Step {
     },
     /// Remove that veth; both ends go.
     RemoveVeth(String),
+    /// Put the port into its VLANs. Gone with the veth.
+    JoinVlans(String),
     /// Give the pod's interface its addresses, take it up, set the routes. Gone with the veth.
     ConfigurePod,
+    /// Switch settings of another plugin's port.
+    SetPort {
+        /// The port's name.
+        name: String,
+        /// Its hairpin mode; `None` leaves it.
+        hairpin: Option<bool>,
+        /// Its isolation; `None` leaves it.
+        isolated: Option<bool>,
+    },
+    /// Set what is to be tuned in the pod.
+    Tune,
+    /// Set it back.
+    Untune,
+    /// Limit the pod's traffic.
+    Shape,
+    /// Remove the limits, and the link that belongs to them.
+    Unshape,
+    /// Put what the pod asks for into the node's packet filter.
+    InstallRules,
+    /// Take it out.
+    RemoveRules,
+    /// Forget connections to the pod's host ports that lead elsewhere.
+    FlushConntrack,
 }
 
 impl Step {
@@ -172,16 +245,42 @@ impl Step {
             Self::AddBridgeAddress(bridge, address) => Self::RemoveBridgeAddress(bridge.clone(), *address),
             Self::RemoveBridgeAddress(bridge, address) => Self::AddBridgeAddress(bridge.clone(), *address),
             Self::SetForwarding(family, on) => Self::SetForwarding(*family, !on),
+            Self::FilterVlans(bridge, on) => Self::FilterVlans(bridge.clone(), !on),
             Self::CreateVeth { name, .. } => Self::RemoveVeth(name.clone()),
-            // What is removed is never made again: these two are undone only by being planned anew.
-            Self::ConfigurePod | Self::RemoveBridge(_) | Self::RemoveVeth(_) => return None,
+            Self::SetPort { name, hairpin, isolated } => Self::SetPort {
+                name: name.clone(),
+                hairpin: hairpin.map(|on| !on),
+                isolated: isolated.map(|on| !on),
+            },
+            Self::Tune => Self::Untune,
+            Self::Shape => Self::Unshape,
+            Self::InstallRules => Self::RemoveRules,
+            // What is removed is never made again: that is undone only by being planned anew.
+            Self::ConfigurePod
+            | Self::JoinVlans(_)
+            | Self::FlushConntrack
+            | Self::RemoveBridge(_)
+            | Self::RemoveVeth(_)
+            | Self::Untune
+            | Self::Unshape
+            | Self::RemoveRules => return None,
         })
     }
 
     /// Whether other attachments rely on what this step made: then it is undone only while nobody else is at
     /// work on the node's bridges.
     pub fn is_shared(&self) -> bool {
-        !matches!(self, Self::CreateVeth { .. } | Self::RemoveVeth(_) | Self::ConfigurePod)
+        matches!(
+            self,
+            Self::CreateBridge(_)
+                | Self::RemoveBridge(_)
+                | Self::SetBridgeUp(..)
+                | Self::SetBridgePromiscuous(..)
+                | Self::FilterVlans(..)
+                | Self::AddBridgeAddress(..)
+                | Self::RemoveBridgeAddress(..)
+                | Self::SetForwarding(..)
+        )
     }
 }
 
@@ -207,7 +306,19 @@ impl fmt::Display for Step {
                 write!(f, "sysctl net.ipv6.conf.all.forwarding={}", u8::from(*on))
             }
             Self::CreateVeth { name, .. } => write!(f, "ip link add {name} type veth peer in the pod"),
+            Self::FilterVlans(name, on) => {
+                write!(f, "ip link set {name} type bridge vlan_filtering {}", u8::from(*on))
+            }
+            Self::JoinVlans(name) => write!(f, "bridge vlan add dev {name}"),
             Self::ConfigurePod => f.write_str("ip addr and route add in the pod"),
+            Self::SetPort { name, .. } => write!(f, "bridge link set dev {name} hairpin … isolated …"),
+            Self::Tune => f.write_str("sysctl and ip link set in the pod"),
+            Self::Untune => f.write_str("setting back sysctls and link settings in the pod"),
+            Self::Shape => f.write_str("tc qdisc add for the pod"),
+            Self::Unshape => f.write_str("tc qdisc del for the pod"),
+            Self::InstallRules => f.write_str("nft add element inet podwire"),
+            Self::RemoveRules => f.write_str("nft delete element inet podwire"),
+            Self::FlushConntrack => f.write_str("conntrack -D for the pod's host ports"),
         }
     }
 }
@@ -255,10 +366,29 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Result<Vec<Step>, Conflict>
             steps.push(Step::SetForwarding(family, true));
         }
     }
+    let is_filtering = observed.bridge.as_ref().and_then(|bridge| bridge.vlan_filtering);
+    if wanted.vlan.is_some() && is_filtering != Some(true) {
+        steps.push(Step::FilterVlans(wanted.bridge.name.clone(), true));
+    }
     let attachment = &wanted.attachment;
-    steps.push(Step::CreateVeth { name: attachment.owner.link_name(), alias: link_alias(attachment) });
+    let name = attachment.owner.link_name();
+    steps.push(Step::CreateVeth { name: name.clone(), alias: link_alias(attachment) });
+    steps.extend(wanted.vlan.is_some().then_some(Step::JoinVlans(name)));
     steps.push(Step::ConfigurePod);
+    steps.extend(additions(attachment, &wanted.tuning));
     Ok(steps)
+}
+
+/// What is done beyond the interface itself; the same for an interface of another plugin. The limits come before the
+/// rules that let traffic in, and only with the rules in place do new connections no longer go astray.
+pub(crate) fn additions(attachment: &Attachment, tuning: &Tuning) -> Vec<Step> {
+    let traffic = attachment.traffic.as_ref();
+    let mut steps = Vec::new();
+    steps.extend((!tuning.is_empty()).then_some(Step::Tune));
+    steps.extend(traffic.is_some_and(Traffic::is_shaped).then_some(Step::Shape));
+    steps.extend(traffic.is_some_and(Traffic::has_rules).then_some(Step::InstallRules));
+    steps.extend(conntrack::connectionless(attachment).next().map(|_| Step::FlushConntrack));
+    steps
 }
 
 /// The alias of the attachment's host link: it names the owner and all addresses.

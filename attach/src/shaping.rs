@@ -12,7 +12,7 @@ use podwire_kernel::qdisc::{TokenBucket, TokenBucketState};
 
 use crate::{Owner, OwnerId, RateLimit, Shaping};
 
-pub use queues::{ObservedShaping, ShapingError, observe_shaping, shape, unshape};
+pub use queues::{HostQueue, ObservedShaping, ShapingError, observe_shaping, shape, unshape};
 
 /// The first word of an ifb's alias: ours, what it is, and the format's version. Not a pod link's
 /// ([`crate::alias`]): an ifb that is left over must not look like a pod that lives.

@@ -2,6 +2,7 @@
 //! codes.
 
 use podwire_attach::AttachError;
+use podwire_attach::rules::RulesError;
 use podwire_ipam::Error as IpamError;
 
 use crate::protocol::{CniError, code};
@@ -23,6 +24,10 @@ pub(crate) fn attach(error: AttachError) -> CniError {
         AttachError::Conflict(_) => code::BRIDGE_CONFLICT,
         AttachError::IfnameTaken { .. } => code::IFNAME_TAKEN,
         AttachError::Unsettled(_) => code::TRY_AGAIN_LATER,
+        AttachError::Tuning(_) => code::TUNING,
+        AttachError::Shaping(_) => code::SHAPING,
+        AttachError::Rules(RulesError::PortTaken { .. }) => code::PORT_TAKEN,
+        AttachError::Rules(_) => code::RULES,
         AttachError::NotUndone { .. } => code::NOT_UNDONE,
     };
     CniError::from_cause(code, &error)

@@ -1,6 +1,9 @@
 use super::*;
 use crate::plan::{self, Bridge, BridgeAddress, Forwarding, Port};
-use crate::{Attachment, Owner, PodAddress};
+use crate::{
+    Attachment, IngressPolicy, Owner, PodAddress, PortMapping, Protocol, RateLimit, Traffic, Tuning,
+};
+use podwire_kernel::qdisc::TokenBucketState;
 
 fn network(text: &str) -> IpNetwork {
     text.parse().expect("a network")
@@ -51,6 +54,8 @@ fn wanted() -> Wanted {
         pod_link_down: false,
         announce: false,
         forwarding: Forwarding { v4: true, v6: true },
+        tuning: Tuning::default(),
+        vlan: None,
     }
 }
 
@@ -64,6 +69,7 @@ fn intact(wanted: &Wanted) -> ObservedAttachment {
             peer_index: Some(2),
             alias: Some(alias::format(owner, &addresses)),
             up: true,
+            mtu: 1450,
             controller: Some(5),
             hairpin: Some(true),
             isolated: Some(false),
@@ -80,6 +86,7 @@ fn intact(wanted: &Wanted) -> ObservedAttachment {
                 .iter()
                 .map(|&address| BridgeAddress { address, ours: true })
                 .collect(),
+            vlan_filtering: None,
         }),
         pod: Some(PodEnd {
             index: 2,
@@ -91,7 +98,41 @@ fn intact(wanted: &Wanted) -> ObservedAttachment {
             routes: wanted.routes.iter().map(|route| (route.destination, route.gateway)).collect(),
         }),
         forwarding: Forwarding { v4: true, v6: true },
+        shaping: ObservedShaping::default(),
+        tuning: wanted.tuning.clone(),
     }
+}
+
+#[test]
+fn limits_and_tuned_settings_are_part_of_an_attachment() {
+    let mut wanted = wanted();
+    let limit = RateLimit { rate: 8_000_000, burst: None };
+    wanted.attachment.traffic =
+        Some(Traffic { shaping: Shaping { to_pod: Some(limit), from_pod: None }, ..Traffic::default() });
+    wanted.tuning.tx_queue_length = Some(5);
+    let mut observed = intact(&wanted);
+    let shaped = Drift::Shaping(wanted.attachment.owner.link_name(), "to the pod");
+    assert_eq!(drift(&wanted, &observed), [shaped]);
+    let bucket = shaping::bucket(&limit, 1450);
+    let burst_ticks = u32::try_from(u64::from(bucket.burst) * 1_000_000_000 / bucket.rate / 64).unwrap();
+    observed.shaping.to_pod = Some(TokenBucketState { rate: bucket.rate, burst_ticks, limit: bucket.limit });
+    assert_eq!(drift(&wanted, &observed), []);
+    observed.tuning.tx_queue_length = Some(1000);
+    assert_eq!(drift(&wanted, &observed), [Drift::TxQueueLength("eth0".into(), 5, Some(1000))]);
+    observed.pod = None;
+    assert_eq!(drift(&wanted, &observed), [Drift::NoPodLink("eth0".into())]);
+}
+
+#[test]
+fn a_port_behaves_as_its_pods_traffic_asks() {
+    let mut wanted = wanted();
+    wanted.port = Port::default();
+    let port = PortMapping { protocol: Protocol::Tcp, host_ip: None, host_port: 80, container_port: 80 };
+    wanted.attachment.traffic =
+        Some(Traffic { ports: vec![port], ingress: IngressPolicy::Isolated, ..Traffic::default() });
+    assert_eq!(wanted.port(), Port { hairpin: true, isolated: true });
+    let name = wanted.attachment.owner.link_name();
+    assert_eq!(drift(&wanted, &intact(&wanted)), [Drift::PortSetting(name, "port isolation", true)]);
 }
 
 #[test]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::{PortMapping, Protocol, RateLimit, Shaping};
 use proptest::prelude::*;
 
 fn network(text: &str) -> IpNetwork {
@@ -37,7 +38,27 @@ fn wanted(gateways: &[&str]) -> Wanted {
         pod_link_down: false,
         announce: false,
         forwarding: Forwarding { v4: true, v6: true },
+        tuning: Tuning::default(),
+        vlan: None,
     }
+}
+
+/// The same, of a pod that asks for everything.
+fn with_additions(gateways: &[&str]) -> Wanted {
+    let mut wanted = wanted(gateways);
+    wanted.attachment.traffic = Some(Traffic {
+        ports: vec![PortMapping {
+            protocol: Protocol::Udp,
+            host_ip: None,
+            host_port: 53,
+            container_port: 53,
+        }],
+        shaping: Shaping { to_pod: Some(RateLimit { rate: 8, burst: None }), from_pod: None },
+        ..Traffic::default()
+    });
+    wanted.tuning.promiscuous = Some(true);
+    wanted.vlan = Some(Vlan { membership: VlanMembership::Access(7), preserve_default: true });
+    wanted
 }
 
 fn bridge_with(addresses: &[(&str, bool)]) -> Observed {
@@ -50,6 +71,7 @@ fn bridge_with(addresses: &[(&str, bool)]) -> Observed {
         promiscuous: false,
         mac: None,
         addresses,
+        vlan_filtering: Some(false),
     };
     Observed { bridge: Some(bridge), forwarding: Forwarding { v4: true, v6: true } }
 }
@@ -137,6 +159,8 @@ struct Model {
     bridge: Option<(bool, bool, Vec<IpNetwork>)>,
     forwarding: [bool; 2],
     veth: bool,
+    /// VLAN filtering, tuning, limits, rules.
+    additions: [bool; 4],
 }
 
 impl Model {
@@ -146,7 +170,12 @@ impl Model {
             addresses.sort_by_key(ToString::to_string);
             (bridge.up, bridge.promiscuous, addresses)
         });
-        Self { bridge, forwarding: [observed.forwarding.v4, observed.forwarding.v6], veth: false }
+        Self {
+            bridge,
+            forwarding: [observed.forwarding.v4, observed.forwarding.v6],
+            veth: false,
+            additions: [false; 4],
+        }
     }
 
     fn run(&mut self, step: &Step) {
@@ -173,7 +202,17 @@ impl Model {
             Step::SetForwarding(Family::V6, on) => self.forwarding[1] = *on,
             Step::CreateVeth { .. } => self.veth = true,
             Step::RemoveVeth(_) => self.veth = false,
-            Step::ConfigurePod => assert!(self.veth),
+            Step::ConfigurePod | Step::JoinVlans(_) | Step::SetPort { .. } => assert!(self.veth),
+            Step::FilterVlans(_, on) => self.additions[0] = *on,
+            Step::Tune => self.additions[1] = true,
+            Step::Untune => self.additions[1] = false,
+            Step::Shape => self.additions[2] = true,
+            Step::Unshape => self.additions[2] = false,
+            Step::InstallRules => self.additions[3] = true,
+            Step::RemoveRules => self.additions[3] = false,
+            Step::FlushConntrack => {
+                assert!(self.additions[3], "before the rules, packets would make them anew")
+            }
         }
     }
 }
@@ -196,12 +235,13 @@ proptest! {
     /// A failed ADD leaves the node as it found it, wherever it failed.
     #[test]
     fn plan_and_undo_are_inverses(gateways in addresses(), present in prop::option::of((addresses(), any::<u8>())),
-                                  flags in any::<[bool; 6]>(), fail_at in 0usize..12) {
-        let mut wanted = wanted(&[]);
+                                  flags in any::<[bool; 6]>(), more in any::<bool>(), fail_at in 0usize..16) {
+        let mut wanted = if more { with_additions(&[]) } else { wanted(&[]) };
         wanted.bridge.gateways = gateways;
         [wanted.bridge.force_address, wanted.bridge.promiscuous, wanted.forwarding.v4, wanted.forwarding.v6, ..] = flags;
         let bridge = present.map(|(addresses, ours)| ObservedBridge {
             index: 7, kind: Some("bridge".into()), up: flags[4], promiscuous: flags[5], mac: None,
+            vlan_filtering: None,
             addresses: addresses.into_iter().enumerate()
                 .map(|(i, address)| BridgeAddress { address, ours: ours >> (i % 8) & 1 == 1 }).collect(),
         });
@@ -228,7 +268,7 @@ proptest! {
         let (up, promiscuous, addresses) = node.bridge.expect("made");
         let observed = Observed {
             bridge: Some(ObservedBridge {
-                index: 7, kind: Some("bridge".into()), up, promiscuous, mac: None,
+                index: 7, kind: Some("bridge".into()), up, promiscuous, mac: None, vlan_filtering: None,
                 addresses: addresses.into_iter().map(|address| BridgeAddress { address, ours: false }).collect(),
             }),
             forwarding: Forwarding { v4: true, v6: true },
@@ -246,4 +286,29 @@ fn our_ipv6_gateway_of_another_prefix_length_is_replaced() {
     // IPv4 takes both, and pods of the earlier range still use the first.
     let steps = plan(&wanted(&["10.1.0.1/16"]), &bridge_with(&[("10.1.0.1/24", true)])).expect("no conflict");
     assert_eq!(printed(&steps)[0], "ip addr add 10.1.0.1/16 dev cni0");
+}
+
+#[test]
+fn what_a_pod_asks_for_beyond_its_interface_comes_last_and_is_taken_back() {
+    let plain = plan(&wanted(&["10.1.0.1/24"]), &bridge_with(&[("10.1.0.1/24", true)])).expect("no conflict");
+    assert_eq!(plain.len(), 2, "nothing is done that nobody asked for: {plain:?}");
+
+    let wanted = with_additions(&["10.1.0.1/24"]);
+    let steps = plan(&wanted, &bridge_with(&[("10.1.0.1/24", true)])).expect("no conflict");
+    let name = wanted.attachment.owner.link_name();
+    assert_eq!(steps[0], Step::FilterVlans("cni0".into(), true));
+    assert_eq!(steps[2], Step::JoinVlans(name.clone()));
+    let after = [Step::ConfigurePod, Step::Tune, Step::Shape, Step::InstallRules, Step::FlushConntrack];
+    assert_eq!(steps[3..], after);
+    let undo: Vec<Step> = steps.iter().rev().filter_map(Step::undo).collect();
+    let back = [
+        Step::RemoveRules,
+        Step::Unshape,
+        Step::Untune,
+        Step::RemoveVeth(name),
+        Step::FilterVlans("cni0".into(), false),
+    ];
+    assert_eq!(undo, back);
+    let shared = undo.iter().filter(|step| step.is_shared()).count();
+    assert_eq!(shared, 1, "only the bridge is others' too");
 }

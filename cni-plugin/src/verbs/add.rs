@@ -95,7 +95,10 @@ fn plumb(
     if let Some(attached) = earlier(view, netns, &wanted)? {
         return answer(&attached);
     }
-    let mut places = Places { host: &mut view.host, pod: netns, inside: &mut view.inside };
+    // Until the store says otherwise.
+    let is_alive = |_| true;
+    let mut places =
+        Places { host: &mut view.host, pod: netns, inside: &mut view.inside, is_alive: &is_alive };
     let alone = || view.bridge_use.is_alone();
     answer(&attach(&mut places, &wanted, view.observed.clone(), &alone).map_err(failure::attach)?)
 }
@@ -107,6 +110,7 @@ fn expected(wanted: &Wanted) -> Attached {
         host_mac: Some(host_mac(&wanted.attachment.owner)),
         pod_mac: wanted.mac,
         mtu: wanted.mtu.unwrap_or(0),
+        notices: Vec::new(),
     }
 }
 
@@ -133,6 +137,7 @@ fn earlier(view: &mut View, netns: &Netns, wanted: &Wanted) -> Result<Option<Att
             host_mac: host_link.mac,
             pod_mac: pod.mac.unwrap_or(wanted.mac),
             mtu: pod.mtu,
+            notices: Vec::new(),
         })),
         _ => match view.host.apply(&[link::delete(host_link.index, &host_link.name)]) {
             Err(error) if !error.is_missing() => Err(failure::kernel(error)),

@@ -127,7 +127,8 @@ fn the_result_names_bridge_host_end_and_pod_end_in_the_reference_order() {
     let addressing = complete(&config, addressing(&DUAL, &[]));
     let wanted = wanted(&config, attachment(), &addressing, &NodeFacts::default());
     let mac = podwire_kernel::MacAddr([2, 0, 0, 0, 0, 7]);
-    let attached = Attached { bridge_mac: Some(mac), host_mac: None, pod_mac: mac, mtu: 1500 };
+    let attached =
+        Attached { bridge_mac: Some(mac), host_mac: None, pod_mac: mac, mtu: 1500, notices: Vec::new() };
     let text = result(&wanted, &attached, &addressing).to_json(config.network.version).expect("valid");
     let value: Value = serde_json::from_str(&text).expect("JSON");
     let names: Vec<_> =
