@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use crate::error::{LabError, Result};
 use crate::node::Node;
+use crate::plugin::uses_reference;
 use crate::pod::Pod;
-use crate::process::{LIMIT, program};
+use crate::process::{LIMIT, program, wait_for};
 use crate::traffic::{Client, Outside, Place, Port, Server};
 
 use super::step::Seen;
@@ -121,7 +122,17 @@ impl Scene {
                 Ok(heard) => Err(LabError::new(format!("{} answered {}", heard.server, heard.peer))),
             },
             Seen::As(server, peers) => {
-                let heard = client.hear(to)?;
+                let mut heard = client.hear(to);
+                if uses_reference() {
+                    // Its gateway addresses are tentative for a second or two.
+                    wait_for(Duration::from_secs(3), || {
+                        if heard.is_err() {
+                            heard = client.hear(to);
+                        }
+                        heard.is_ok()
+                    });
+                }
+                let heard = heard?;
                 let peer = heard.peer.ip().to_string();
                 if heard.server != server {
                     Err(LabError::new(format!("{} answered, not {server}", heard.server)))

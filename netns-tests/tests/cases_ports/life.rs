@@ -11,7 +11,7 @@ use crate::{add_web, another, plain, ports, row};
 
 /// A host with rules of its own, in nftables and by iptables.
 const FOREIGN: &str = "
-nft add table inet mine '{ chain in { type filter hook input priority 0; counter; }; set s { type ipv4_addr; elements = { 192.0.2.1 }; }; }'
+nft add table inet mine '{ chain in { type filter hook input priority 0; tcp dport 22 accept; }; set s { type ipv4_addr; elements = { 192.0.2.1 }; }; }'
 iptables -t nat -N MINE; iptables -t nat -A MINE -p tcp --dport 8080 -m comment --comment mine -j RETURN
 iptables -A FORWARD -s 192.0.2.0/24 -j ACCEPT; ip6tables -A FORWARD -s 2001:db8::/32 -j DROP
 nft list table inet mine > /run/mine; iptables -t nat -S MINE >> /run/mine
