@@ -13,6 +13,7 @@ mod vlan;
 
 use std::path::PathBuf;
 
+use podwire_attach::plan::Vlan;
 use podwire_kernel::MacAddr;
 
 use crate::protocol::json::Field;
@@ -25,7 +26,6 @@ pub use node::{NodeConfig, node_config_path};
 pub use resolv_conf::parse_resolv_conf;
 pub use traffic::{MasqueradeConfig, TrafficConfig};
 pub use tuning::{AllowList, Sysctl, TuningConfig, TuningSettings};
-pub use vlan::{VlanConfig, VlanMembership};
 
 /// Everything that the configuration on standard input says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,8 +86,9 @@ pub struct BridgeConfig {
     pub enable_dad: bool,
     /// `disableContainerInterface` (L2 alone): the container's end is left down.
     pub disable_container_interface: bool,
-    /// `vlan`, `vlanTrunk`, `preserveDefaultVlan`: the VLANs of the pod's port.
-    pub vlan: Option<VlanConfig>,
+    /// `vlan`, `vlanTrunk`, `preserveDefaultVlan`: the VLANs of the pod's port. Kernels without bridge VLAN filtering
+    /// cannot have any.
+    pub vlan: Option<Vlan>,
 }
 
 impl Default for BridgeConfig {

@@ -3,6 +3,7 @@
 
 use podwire_attach::AttachError;
 use podwire_attach::rules::RulesError;
+use podwire_attach::tuning::TuningError;
 use podwire_ipam::Error as IpamError;
 
 use crate::protocol::{CniError, code};
@@ -24,13 +25,34 @@ pub(crate) fn attach(error: AttachError) -> CniError {
         AttachError::Conflict(_) => code::BRIDGE_CONFLICT,
         AttachError::IfnameTaken { .. } => code::IFNAME_TAKEN,
         AttachError::Unsettled(_) => code::TRY_AGAIN_LATER,
-        AttachError::Tuning(_) => code::TUNING,
+        AttachError::Tuning(cause) => tuning_code(cause),
         AttachError::Shaping(_) => code::SHAPING,
-        AttachError::Rules(RulesError::PortTaken { .. }) => code::PORT_TAKEN,
-        AttachError::Rules(_) => code::RULES,
+        AttachError::Rules(cause) => rules_code(cause),
         AttachError::NotUndone { .. } => code::NOT_UNDONE,
     };
     CniError::from_cause(code, &error)
+}
+
+/// A pod's settings could not be made or read.
+pub(crate) fn tuning(error: TuningError) -> CniError {
+    CniError::from_cause(tuning_code(&error), &error)
+}
+
+fn tuning_code(error: &TuningError) -> u32 {
+    match error {
+        TuningError::NoInterface(_) => code::NOT_CHAINABLE,
+        TuningError::NoSysctl(_) | TuningError::Value { .. } | TuningError::Kernel(_) => code::TUNING,
+    }
+}
+
+fn rules_code(error: &RulesError) -> u32 {
+    match error {
+        RulesError::PortTaken { .. } => code::PORT_TAKEN,
+        RulesError::AddressTaken { .. } => code::ADDRESS_REFUSED,
+        RulesError::Conditions(_) => code::INVALID_NETWORK_CONFIG,
+        RulesError::Unsettled(_) => code::TRY_AGAIN_LATER,
+        RulesError::Kernel(_) => code::RULES,
+    }
 }
 
 /// The allocator refused, or could not be reached.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use crate::config::Network;
 use crate::protocol::{CniError, CniVersion, Environment, Verb, read_input, version_answer};
-use crate::verbs::{add, check, del, gc, ipam, loopback, status};
+use crate::verbs::{add, check, del, gc, ipam, loopback, status, tuning};
 
 /// Which plugin a process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,14 +18,17 @@ pub enum Program {
     Ipam,
     /// `loopback`: the same file under that name.
     Loopback,
+    /// `podwire-tuning`: the same file under that name.
+    Tuning,
 }
 
 impl Program {
-    /// As the process was called: by the name `loopback`, or any other.
+    /// As the process was called: by the name `loopback`, `podwire-tuning`, or any other.
     pub fn of_this_process() -> Self {
         let name = std::env::args_os().next().unwrap_or_default();
         match Path::new(&name).file_name().and_then(OsStr::to_str) {
             Some("loopback") => Self::Loopback,
+            Some("podwire-tuning") => Self::Tuning,
             _ => Self::Podwire,
         }
     }
@@ -35,6 +38,7 @@ impl Program {
             Self::Podwire => "podwire",
             Self::Ipam => "podwire-ipam",
             Self::Loopback => "podwire as loopback",
+            Self::Tuning => "podwire-tuning",
         }
     }
 
@@ -42,6 +46,7 @@ impl Program {
         match self {
             Self::Ipam => ipam::run(env, stdin),
             Self::Loopback => loopback::run(env, stdin),
+            Self::Tuning => tuning::run(env, stdin),
             Self::Podwire => match env.verb {
                 Verb::Add => add::run(env, stdin).map(Some),
                 Verb::Del => del::run(env, stdin).map(|()| None),

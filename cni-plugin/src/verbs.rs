@@ -11,6 +11,7 @@ pub mod ipam;
 pub mod loopback;
 mod node;
 pub mod status;
+pub mod tuning;
 mod wanted;
 
 /// Tells the administrator something: on standard error, which runtimes log.

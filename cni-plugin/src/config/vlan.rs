@@ -2,33 +2,16 @@
 
 use std::ops::RangeInclusive;
 
+use podwire_attach::plan::{Vlan, VlanMembership};
+
 use super::wrong;
 use crate::protocol::CniError;
 use crate::protocol::json::Field;
 
-/// The VLANs of a pod's port. Kernels without bridge VLAN filtering cannot have any.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VlanConfig {
-    /// What of it is tagged.
-    pub membership: VlanMembership,
-    /// `preserveDefaultVlan`, on unless said otherwise: the port also stays in the bridge's default VLAN.
-    pub preserve_default: bool,
-}
-
-/// How a port is in its VLANs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum VlanMembership {
-    /// `vlan`: in this one, 1 to 4094, and the pod sees no tag.
-    Access(u16),
-    /// `vlanTrunk`: in all of these, each within 1 to 4094, and the pod sees the tags. Ascending, apart from each
-    /// other.
-    Trunk(Vec<RangeInclusive<u16>>),
-}
-
 /// VLANs that a port can be in (IEEE 802.1Q, 9.6: 0 and 4095 are none).
 const IDS: RangeInclusive<u64> = 1..=4094;
 
-pub(super) fn read(root: &Field<'_>) -> Result<Option<VlanConfig>, CniError> {
+pub(super) fn read(root: &Field<'_>) -> Result<Option<Vlan>, CniError> {
     let access = root.at("vlan").number(0..=*IDS.end())?.filter(|id| *id != 0);
     let trunk = read_trunk(&root.at("vlanTrunk"))?;
     let preserve_default = root.at("preserveDefaultVlan").choice()?.unwrap_or(true);
@@ -40,7 +23,7 @@ pub(super) fn read(root: &Field<'_>) -> Result<Option<VlanConfig>, CniError> {
         (Some(id), _) => VlanMembership::Access(id),
         (None, trunk) => VlanMembership::Trunk(trunk),
     };
-    Ok(Some(VlanConfig { membership, preserve_default }))
+    Ok(Some(Vlan { membership, preserve_default }))
 }
 
 fn read_trunk(field: &Field<'_>) -> Result<Vec<RangeInclusive<u16>>, CniError> {

@@ -1,6 +1,7 @@
 //! Host ports, masquerade, shaping, policy and VLANs.
 
 use ipnetwork::IpNetwork;
+use podwire_attach::plan::{Vlan, VlanMembership};
 use podwire_attach::{IngressPolicy, Masquerade, PortMapping, Protocol, RateLimit, Shaping, Snat};
 
 use super::*;
@@ -211,7 +212,7 @@ fn addresses_are_checked_where_they_are_known() {
 fn vlans_of_a_port() {
     let vlan = |keys: Value| parse(keys).bridge.vlan;
     let access =
-        |id, preserve_default| Some(VlanConfig { membership: VlanMembership::Access(id), preserve_default });
+        |id, preserve_default| Some(Vlan { membership: VlanMembership::Access(id), preserve_default });
     assert_eq!(vlan(json!({"vlan": 0, "preserveDefaultVlan": false})), None);
     assert_eq!(vlan(json!({"vlan": 1})), access(1, true));
     assert_eq!(
@@ -227,7 +228,7 @@ fn vlans_of_a_port() {
         let membership = VlanMembership::Trunk(expected);
         assert_eq!(
             vlan(json!({"vlanTrunk": items})),
-            Some(VlanConfig { membership, preserve_default: true }),
+            Some(Vlan { membership, preserve_default: true }),
             "{items}"
         );
     }
