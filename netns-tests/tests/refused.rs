@@ -245,6 +245,8 @@ fn refused(name: &str, rows: Vec<Row>) -> Result<()> {
     );
     PluginCall::new("podwire", "ADD").pod(&other).stdin(&full).run(&node)?.ok()?;
     let pod = node.pod("pod")?;
+    // Whatever comes of an ADD, its pod's lo may be up.
+    node.run("ip", &["-n", "pod", "link", "set", "lo", "up"])?.success("the pod's lo")?;
     let before = state(&node)?;
     let mut wrong = Vec::new();
     for (what, keys, code, says) in rows {

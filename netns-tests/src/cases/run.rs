@@ -132,7 +132,7 @@ struct Prepared {
 impl Prepared {
     fn run(&self, verb: &str, node: &Node) -> Result<Answer, String> {
         let answer = match &self.chain {
-            None => self.call.clone().env("CNI_COMMAND", verb).run(node),
+            None => self.call.run(node),
             Some((chain, runtime)) if verb == "ADD" => self.add(chain, runtime, node),
             Some((chain, runtime)) => chain.run(verb, node, &self.call, self.previous.as_ref(), runtime),
         };
@@ -366,6 +366,7 @@ impl<'a> Replay<'a> {
         for added in std::mem::take(&mut self.added) {
             let mut call = added.call;
             call.previous = Some(added.result);
+            call.call = call.call.env("CNI_COMMAND", "DEL");
             call.run("DEL", self.scene.node())?
                 .ok()
                 .map_err(|error| format!("DEL {}: {error:?}", added.container))?;
