@@ -64,46 +64,69 @@ fn put_in(
 ) -> Result<(), RulesError> {
     let alone = elements_alone(content);
     let mut refusal = None;
+    let mut collided = false;
     for attempt in 0..ATTEMPTS {
         pause(attempt);
         step("rules-install");
-        match nft.commit(&alone) {
-            Ok(()) => return Ok(()),
-            Err(error) if is_worth_another(&error) => refusal = Some(error),
-            Err(error) if error.is_missing() || error.is_exists() => refusal = Some(error),
-            Err(error) => return Err(error.into()),
-        }
-        let seen = match see(nft, content) {
-            Ok(seen) => seen,
-            Err(error) if is_worth_another(&error) => continue,
-            Err(error) => return Err(error.into()),
+        let tried = if !collided && is_ready(nft, content)? {
+            let committed = nft.commit(&alone);
+            collided = committed.as_ref().is_err_and(|error| error.is_missing() || error.is_exists());
+            committed.map(|()| true).map_err(RulesError::from)
+        } else {
+            complete(nft, content, owner, is_alive)
         };
-        let batch = match seen {
-            Seen::Lacking => {
-                // The skeleton, with all that is in it. The elements follow at the next attempt.
-                step("rules-skeleton");
-                match mend::mend(nft, &content.tables()) {
-                    Ok(()) => continue,
-                    Err(error) if is_worth_another(&error) || error.is_exists() || error.is_missing() => {
-                        refusal = Some(error);
-                        continue;
-                    }
-                    Err(error) => return Err(error.into()),
-                }
+        match tried {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(RulesError::Kernel(error))
+                if is_worth_another(&error) || error.is_missing() || error.is_exists() =>
+            {
+                refusal = Some(error);
             }
-            Seen::Node(node) => completing(content, &node, owner, is_alive)?,
-        };
-        if batch.is_empty() {
-            return Ok(());
-        }
-        match nft.commit(&batch) {
-            Ok(()) => return Ok(()),
-            Err(error) if is_worth_another(&error) => refusal = Some(error),
-            Err(error) if error.is_missing() || error.is_exists() => refusal = Some(error),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
     }
     Err(RulesError::Unsettled(refusal.map_or_else(String::new, |error| error.to_string())))
+}
+
+/// Whether the chains are there that the elements lead to, and with them all else. A transaction that fails in its midst
+/// costs a grace period, some 10 ms in which the kernel carries out no other; some questions before it cost some
+/// microseconds each, and the first pods of a node's start do not wait for each other.
+fn is_ready(nft: &mut Nft, content: &Content) -> podwire_kernel::Result<bool> {
+    for name in content.chains.keys() {
+        if nft.chain(INET, name)?.is_none() {
+            return Ok(false);
+        }
+    }
+    for table in content.tables() {
+        if (table != INET || content.chains.is_empty()) && nft.table(table)?.is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Looks, and makes what is missing, if nothing changed meanwhile. `false` if that was only the skeleton.
+fn complete(
+    nft: &mut Nft,
+    content: &Content,
+    owner: OwnerId,
+    is_alive: &dyn Fn(OwnerId) -> bool,
+) -> Result<bool, RulesError> {
+    match see(nft, content)? {
+        Seen::Lacking => {
+            step("rules-skeleton");
+            mend::mend(nft, &content.tables())?;
+            Ok(false)
+        }
+        Seen::Node(node) => {
+            let batch = completing(content, &node, owner, is_alive)?;
+            if !batch.is_empty() {
+                nft.commit(&batch)?;
+            }
+            Ok(true)
+        }
+    }
 }
 
 /// Whether another process's change is why the kernel refused.
@@ -167,8 +190,8 @@ fn completing(
     is_alive: &dyn Fn(OwnerId) -> bool,
 ) -> Result<Batch, RulesError> {
     let mut batch = Batch::new();
-    for (name, chain) in content.chains.iter().filter(|(name, _)| !node.chains.contains(*name)) {
-        add_chain(&mut batch, INET, name, &chain.rules);
+    for chain in content.chains.values().filter(|chain| !node.chains.contains(&chain.name)) {
+        add_chain(&mut batch, INET, &chain.name, &chain.rules);
     }
     for (set, elements) in &content.owned {
         let mut outdated = Vec::new();

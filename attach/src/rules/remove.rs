@@ -21,10 +21,10 @@ use crate::{Attachment, OwnerId};
 pub fn remove(nft: &mut Nft, owner: OwnerId, known: Option<&Attachment>) -> Result<(), RulesError> {
     step("rules-remove");
     let known = known.filter(|known| known.traffic.is_some()).and_then(|known| content(known).ok());
-    if let Some(content) = &known {
-        if content.owned.is_empty() || remove_at_once(nft, content)? {
-            return Ok(());
-        }
+    if let Some(content) = &known
+        && (content.owned.is_empty() || remove_at_once(nft, content)?)
+    {
+        return Ok(());
     }
     settle(|| {
         let generation = nft.generation()?.id;

@@ -6,7 +6,7 @@
 //!   prerouting ─┐   to one of this node's addresses → host-ports          ports4 ports6 address-ports4 …
 //!   output ─────┘
 //!   forward         who may open a connection to a pod                    ingress4 ingress6 itself4 itself6
-//!   postrouting     clients of host ports, then pods, get the node's      snat4 snat6 masquerade4 masquerade6
+//!   postrouting     clients of host ports, then pods, get the node's      snat4 clients4 masquerade4 …
 //!                   address
 //! bridge podwire
 //!   prerouting      what a pod may send as its own                        checked macs addressed addresses4 …
@@ -63,8 +63,11 @@ const ADDRESS_CONDITIONAL: [SetRef; 2] = [inet("address-conditional4"), inet("ad
 const CONDITIONED: [SetRef; 2] = [inet("conditioned4"), inet("conditioned6")];
 /// The same for one of the node's addresses.
 const ADDRESS_CONDITIONED: [SetRef; 2] = [inet("address-conditioned4"), inet("address-conditioned6")];
-/// Host ports whose clients get the node's address.
+/// Host ports some of whose clients get the node's address, with the pods that they lead to.
 const SNAT: [SetRef; 2] = [inet("snat4"), inet("snat6")];
+/// Those pods, and which of the clients. With each verdict that comes into a table the kernel walks all verdicts of that
+/// table to see that they make no loop, some 40 ns each; so there is one for a pod, not one for a port.
+const CLIENTS_OF: [SetRef; 2] = [inet("clients4"), inet("clients6")];
 /// Pods that not everybody may open connections to.
 const INGRESS: [SetRef; 2] = [inet("ingress4"), inet("ingress6")];
 /// Isolated pods, which may still reach themselves by their host ports.
@@ -96,6 +99,7 @@ macro_rules! by_family {
 by_family! {
     masquerade MASQUERADE;
     snat SNAT;
+    clients CLIENTS_OF;
     ingress INGRESS;
     itself ITSELF;
     addresses ADDRESSES;
@@ -174,7 +178,7 @@ fn plain(name: &str) -> Chain {
 }
 
 const HOST_PORTS: &str = "host-ports";
-const CLIENTS: &str = "host-port-clients";
+const HOST_PORT_CLIENTS: &str = "host-port-clients";
 
 /// Priorities of linux/netfilter_ipv4.h.
 const RAW: i32 = -300;
@@ -196,7 +200,8 @@ fn inet_skeleton() -> Skeleton {
         }
         sets.push(set(conditions_of(family, false), &[PROTO, PORT], verdict));
         sets.push(set(conditions_of(family, true), &[PROTO, address, PORT], verdict));
-        sets.push(set(snat(family), &[PROTO, address, PORT], verdict));
+        sets.push(set(snat(family), &[PROTO, address, PORT], None));
+        sets.push(set(clients(family), &[address], verdict));
         sets.push(set(masquerade(family), &[address], verdict));
         sets.push(set(ingress(family), &[address], verdict));
         sets.push(set(itself(family), &[address, address], None));
@@ -212,7 +217,7 @@ fn inet_skeleton() -> Skeleton {
         (base("prerouting", ChainKind::Nat, Hook::Prerouting, DSTNAT), to_local()),
         (base("output", ChainKind::Nat, Hook::Output, DSTNAT), to_local()),
         (base("forward", ChainKind::Filter, Hook::Forward, FILTER), forward()),
-        (plain(CLIENTS), clients()),
+        (plain(HOST_PORT_CLIENTS), host_port_clients()),
         (base("postrouting", ChainKind::Nat, Hook::Postrouting, SRCNAT), postrouting()),
     ];
     Skeleton { table: INET, sets, chains }
@@ -316,14 +321,15 @@ fn verdict_by_address(family: Family, end: End, map: SetRef) -> Rule {
 
 fn postrouting() -> Vec<Rule> {
     let status = Expr::Ct { key: CtKey::Status, direction: None, to: KEY };
-    let translated = [has_bits(status, CT_STATUS_DNAT).to_vec(), vec![Expr::jump(CLIENTS)]].concat();
+    let translated =
+        [has_bits(status, CT_STATUS_DNAT).to_vec(), vec![Expr::jump(HOST_PORT_CLIENTS)]].concat();
     let mut rules = vec![Rule::new(translated)];
     rules.extend(FAMILIES.map(|family| verdict_by_address(family, End::Source, masquerade(family))));
     rules
 }
 
 /// By the port that the client asked for: another's translation to the same pod (kube-proxy's) is not ours to change.
-fn clients() -> Vec<Rule> {
+fn host_port_clients() -> Vec<Rule> {
     let one = |family| {
         let mut rule = is_family(family).to_vec();
         rule.push(Expr::meta(MetaKey::L4proto, Reg(0)));
@@ -334,7 +340,9 @@ fn clients() -> Vec<Rule> {
             to: Reg(1 + width(family)),
         };
         rule.push(asked);
-        rule.push(Expr::verdict_map(snat(family).name, KEY));
+        rule.push(Expr::is_in(snat(family).name, KEY));
+        rule.push(load_address(family, End::Destination, KEY));
+        rule.push(Expr::verdict_map(clients(family).name, KEY));
         Rule::new(rule)
     };
     FAMILIES.map(one).into()
