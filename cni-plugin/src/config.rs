@@ -13,7 +13,7 @@ mod vlan;
 
 use std::path::PathBuf;
 
-use podwire_attach::plan::Vlan;
+use podwire_attach::plan::{Vlan, VlanMembership};
 use podwire_kernel::MacAddr;
 
 use crate::protocol::json::Field;
@@ -266,6 +266,12 @@ impl BridgeConfig {
         if config.hairpin_mode && config.promisc_mode {
             // A promiscuous bridge receives a hairpinned frame twice.
             reader.refuse(wrong("hairpinMode and promiscMode cannot both be true"))?;
+        }
+        let is_access = |vlan: &Vlan| matches!(vlan.membership, VlanMembership::Access(_));
+        if config.is_gateway && config.vlan.as_ref().is_some_and(is_access) {
+            let instead =
+                "isGateway makes the bridge a gateway in its default VLAN alone; leave one of them out";
+            return Err(root.at("vlan").unsupported(instead));
         }
         if config.disable_container_interface && *ipam != Ipam::None {
             reader.refuse(wrong(

@@ -176,6 +176,11 @@ fn what_is_not_supported_is_named() {
             json!({"runtimeConfig": {"bandwidth": {"unshapedSubnets": ["10.0.0.0/8"]}}}),
             r#"unsupported runtimeConfig.bandwidth.unshapedSubnets: ["10.0.0.0/8"] "#,
         ),
+        (
+            json!({"vlan": 5, "isGateway": true}),
+            "unsupported vlan: 5 (isGateway makes the bridge a gateway in ",
+        ),
+        (json!({"vlan": 5, "isDefaultGateway": true}), "unsupported vlan: 5 "),
         (json!({"shapedSubnets": ["10.0.0.0/8"]}), r#"unsupported shapedSubnets: ["10.0.0.0/8"] "#),
     ] {
         let error = error(changes.clone());
