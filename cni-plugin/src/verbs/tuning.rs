@@ -107,8 +107,12 @@ fn put_back(env: &Environment, former: &Former) -> Result<(), CniError> {
         Err(error) if error.code == code::NOT_CHAINABLE => Ok(()),
         Err(error) => Err(error),
         Ok(mut pod) => {
-            let tuning = former.tuning();
-            tune(&pod.netns, &mut pod.inside, &env.ifname, &tuning).map(drop).map_err(failure::tuning)
+            let mut put_back = |one: &Tuning| {
+                tune(&pod.netns, &mut pod.inside, &env.ifname, one).map_err(failure::tuning).err()
+            };
+            // One that cannot be put back does not keep the others from it.
+            let failed: Vec<CniError> = former.settings().iter().filter_map(&mut put_back).collect();
+            failed.into_iter().next().map_or(Ok(()), Err)
         }
     }
 }
@@ -176,15 +180,16 @@ impl Former {
         }
     }
 
-    fn tuning(&self) -> Tuning {
-        Tuning {
-            sysctls: Vec::new(),
-            mac: self.mac.parse().ok(),
-            mtu: Some(self.mtu).filter(|mtu| *mtu != 0),
-            promiscuous: self.promisc,
-            all_multicast: self.allmulti,
-            tx_queue_length: self.queue,
-        }
+    /// Each setting by itself.
+    fn settings(&self) -> [Tuning; 5] {
+        let none = Tuning::default;
+        [
+            Tuning { mtu: Some(self.mtu).filter(|mtu| *mtu != 0), ..none() },
+            Tuning { mac: self.mac.parse().ok(), ..none() },
+            Tuning { promiscuous: self.promisc, ..none() },
+            Tuning { all_multicast: self.allmulti, ..none() },
+            Tuning { tx_queue_length: self.queue, ..none() },
+        ]
     }
 }
 

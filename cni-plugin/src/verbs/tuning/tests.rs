@@ -214,6 +214,17 @@ fn del_passes_over_what_it_cannot_read() {
 }
 
 #[test]
+fn what_cannot_be_put_back_keeps_nothing_else_from_it() {
+    let pod = Pod::new();
+    let content = r#"{"mac": "ff:ff:ff:ff:ff:ff", "promisc": true, "mtu": 4000000000, "txQLen": 10}"#;
+    fs::write(pod.kept.path().join("c1_eth0.json"), content).unwrap();
+    assert_eq!(pod.call("DEL", json!({})), Ok(None));
+    let now = pod.eth0();
+    assert!(now.flags.promisc && now.tx_queue_length == 10, "{now:?}");
+    assert_eq!(pod.kept(), None);
+}
+
+#[test]
 fn the_reference_plugins_file_is_understood() {
     let pod = Pod::new();
     let content = "{\n \"mac\": \"02:00:00:00:00:05\",\n \"promisc\": true,\n \"mtu\": 1300,\n \"allmulti\": true,\n \"txQLen\": 10\n}";
