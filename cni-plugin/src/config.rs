@@ -26,6 +26,7 @@ pub use node::{NodeConfig, node_config_path};
 pub use resolv_conf::parse_resolv_conf;
 pub use traffic::{MasqueradeConfig, TrafficConfig};
 pub use tuning::{AllowList, Sysctl, TuningConfig, TuningSettings};
+pub use vlan::refuse as refuse_vlan;
 
 /// Everything that the configuration on standard input says.
 #[derive(Debug, Clone, PartialEq, Eq)]

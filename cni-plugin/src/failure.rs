@@ -4,7 +4,7 @@
 use podwire_attach::AttachError;
 use podwire_attach::rules::RulesError;
 use podwire_attach::tuning::TuningError;
-use podwire_ipam::Error as IpamError;
+use podwire_ipam::{Error as IpamError, Refusal};
 
 use crate::protocol::{CniError, code};
 
@@ -45,6 +45,11 @@ fn tuning_code(error: &TuningError) -> u32 {
     }
 }
 
+/// The node's rules could not be made, read or removed.
+pub(crate) fn rules(error: RulesError) -> CniError {
+    CniError::from_cause(rules_code(&error), &error)
+}
+
 fn rules_code(error: &RulesError) -> u32 {
     match error {
         RulesError::PortTaken { .. } => code::PORT_TAKEN,
@@ -59,6 +64,7 @@ fn rules_code(error: &RulesError) -> u32 {
 pub(crate) fn ipam(error: IpamError) -> CniError {
     let code = match &error {
         error if error.retry() => code::TRY_AGAIN_LATER,
+        IpamError::Refused(Refusal::PortTaken { .. }) => code::PORT_TAKEN,
         IpamError::Refused(_) => code::ADDRESS_REFUSED,
         _ => match error.code() {
             "refused" => code::ADDRESS_REFUSED,

@@ -4,6 +4,7 @@ use std::io::Write;
 
 pub mod add;
 mod addresses;
+mod chained;
 pub mod check;
 pub mod del;
 pub mod gc;
@@ -11,6 +12,7 @@ pub mod ipam;
 pub mod loopback;
 mod node;
 pub mod status;
+mod traffic;
 pub mod tuning;
 mod wanted;
 

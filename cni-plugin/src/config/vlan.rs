@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 use podwire_attach::plan::{Vlan, VlanMembership};
 
 use super::wrong;
-use crate::protocol::CniError;
 use crate::protocol::json::Field;
+use crate::protocol::{CniError, code};
 
 /// VLANs that a port can be in (IEEE 802.1Q, 9.6: 0 and 4095 are none).
 const IDS: RangeInclusive<u64> = 1..=4094;
@@ -54,4 +54,17 @@ fn read_trunk(field: &Field<'_>) -> Result<Vec<RangeInclusive<u16>>, CniError> {
         }
     }
     Ok(merged)
+}
+
+/// The error for kernels whose bridges cannot do it.
+pub fn refuse(vlan: &Vlan) -> CniError {
+    let (key, value) = match &vlan.membership {
+        VlanMembership::Access(id) => ("vlan", id.to_string()),
+        VlanMembership::Trunk(ranges) => ("vlanTrunk", format!("{ranges:?}")),
+    };
+    let text = format!(
+        "unsupported {key} {value}: this kernel's bridges cannot tell VLANs apart \
+         (CONFIG_BRIDGE_VLAN_FILTERING); leave it out"
+    );
+    CniError::new(code::UNSUPPORTED_FIELD, text)
 }

@@ -3,15 +3,18 @@
 use podwire_attach::drift::drift;
 use podwire_attach::plan::{Observed, Wanted, host_mac, link_alias};
 use podwire_attach::removal::{self, Found};
-use podwire_attach::{Attached, Attachment, Owner, Places, attach, observe_attachment, observe_node};
-use podwire_kernel::link;
+use podwire_attach::{
+    Attached, Attachment, Owner, Places, attach, can_filter_vlans, observe_attachment, observe_node, rules,
+};
+use podwire_kernel::nft::Nft;
 use podwire_kernel::{Netlink, Netns};
 
 use super::addresses::Reservation;
 use super::node::{self, BridgeUse};
 use super::wanted::{NodeFacts, complete, result, wanted};
+use super::{chained, traffic, tuning};
 use crate::Environment;
-use crate::config::Config;
+use crate::config::{Config, refuse_vlan};
 use crate::failure;
 use crate::protocol::{CniError, code};
 
@@ -21,20 +24,24 @@ use crate::protocol::{CniError, code};
 /// Nothing is left of an attachment that failed. docs/errors.md has the codes.
 pub fn run(env: &Environment, stdin: &[u8]) -> Result<String, CniError> {
     let config = Config::parse(stdin, env)?;
+    tuning::check_allowed(&config.tuning)?;
     let netns = node::open_netns(env)?;
+    if let Some(previous) = &config.prev_result {
+        return chained::add(env, &config, &netns, previous);
+    }
     let facts = node::facts(&config)?;
     let attachment = attachment(env, &config);
     let owner = attachment.owner.clone();
     let (mut reservation, mut view) =
         Reservation::make(env, &config, &attachment, &facts, || View::of(&config, &netns, &owner))?;
-    let plumbed = plumb(&mut view, &netns, &config, attachment, &reservation, &facts);
+    let plumbed = plumb(&mut view, &netns, &config, &reservation, &facts);
     let kept = plumbed.and_then(|answer| match reservation.keep() {
         Ok(()) => Ok(answer),
         // A DEL or GC came between: the lease is gone, so the interface must go too.
-        Err(error) => match view.host.apply(&[link::delete_named(&owner.link_name())]) {
-            Err(left) if !left.is_missing() => Err(error.with_details(left.to_string())),
-            _ => Err(error),
-        },
+        Err(error) => Err(match remove(&mut view.host, &owner) {
+            Err(left) => error.with_details(left.to_string()),
+            Ok(()) => error,
+        }),
     });
     kept.map_err(|error| reservation.take_back(env, &config, error))
 }
@@ -56,6 +63,11 @@ impl View {
         let inside = netns.netlink().map_err(failure::kernel)?;
         let earlier = removal::find(&mut host, owner).map_err(failure::kernel)?;
         let observed = observe_node(&mut host, &config.bridge.name).map_err(failure::kernel)?;
+        if let Some(vlan) = &config.bridge.vlan
+            && !can_filter_vlans(&observed).map_err(failure::kernel)?
+        {
+            return Err(refuse_vlan(vlan));
+        }
         Ok(Self { bridge_use, host, inside, earlier, observed })
     }
 }
@@ -72,6 +84,7 @@ fn attachment(env: &Environment, config: &Config) -> Attachment {
         netns_identity: None,
         pod: env.args.pod.clone(),
         runtime: node::runtime(),
+        // Both come with the reservation.
         given: Vec::new(),
         traffic: None,
         owner,
@@ -82,10 +95,12 @@ fn plumb(
     view: &mut View,
     netns: &Netns,
     config: &Config,
-    attachment: Attachment,
     reservation: &Reservation,
     facts: &NodeFacts,
 ) -> Result<String, CniError> {
+    let attachment = reservation.attachment();
+    let ports = attachment.traffic.iter().flat_map(|traffic| &traffic.ports).copied().collect::<Vec<_>>();
+    traffic::check_host_addresses(&mut view.host, &ports)?;
     let addressing = complete(config, reservation.addressing());
     let announce = reservation.is_news(config);
     let wanted = Wanted { announce, ..wanted(config, attachment, &addressing, facts) };
@@ -95,12 +110,14 @@ fn plumb(
     if let Some(attached) = earlier(view, netns, &wanted)? {
         return answer(&attached);
     }
-    // Until the store says otherwise.
-    let is_alive = |_| true;
+    let is_alive = |owner| reservation.is_alive(owner);
     let mut places =
         Places { host: &mut view.host, pod: netns, inside: &mut view.inside, is_alive: &is_alive };
     let alone = || view.bridge_use.is_alone();
-    answer(&attach(&mut places, &wanted, view.observed.clone(), &alone).map_err(failure::attach)?)
+    let hidden = traffic::hidden_listeners(&ports);
+    let attached = attach(&mut places, &wanted, view.observed.clone(), &alone).map_err(failure::attach)?;
+    hidden.iter().chain(&attached.notices).for_each(|notice| super::say(notice));
+    answer(&attached)
 }
 
 /// What an intact attachment of these wants has, as far as they say.
@@ -128,7 +145,8 @@ fn earlier(view: &mut View, netns: &Netns, wanted: &Wanted) -> Result<Option<Att
         }
     };
     let observed = observe_attachment(&mut view.host, Some(netns), wanted).map_err(failure::kernel)?;
-    let differences = drift(wanted, &observed);
+    let mut differences: Vec<_> = drift(wanted, &observed).iter().map(ToString::to_string).collect();
+    differences.extend(node::rules_drift(&wanted.attachment)?);
     // An address more than is granted now shows in the alias alone, and must go: another pod may get it.
     let is_current = host_link.alias.as_deref() == Some(&link_alias(&wanted.attachment));
     match (observed.pod, differences.as_slice()) {
@@ -139,9 +157,15 @@ fn earlier(view: &mut View, netns: &Netns, wanted: &Wanted) -> Result<Option<Att
             mtu: pod.mtu,
             notices: Vec::new(),
         })),
-        _ => match view.host.apply(&[link::delete(host_link.index, &host_link.name)]) {
-            Err(error) if !error.is_missing() => Err(failure::kernel(error)),
-            _ => Ok(None),
-        },
+        _ => remove(&mut view.host, &wanted.attachment.owner).map(|()| None),
     }
+}
+
+/// Removes an owner's interface and whatever rules name the owner: those of an earlier ADD may be others than this
+/// one's.
+fn remove(host: &mut Netlink, owner: &Owner) -> Result<(), CniError> {
+    let mut nft = Nft::open().map_err(failure::kernel)?;
+    rules::remove(&mut nft, owner.id(), None).map_err(failure::rules)?;
+    let removed = removal::remove_many(host, &[owner.id()]).map_err(failure::kernel)?;
+    removed.into_values().try_for_each(|removed| removed.map_err(failure::kernel))
 }

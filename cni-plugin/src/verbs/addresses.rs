@@ -1,11 +1,13 @@
 //! Where a pod's addresses come from: our own pool, another IPAM plugin, or nowhere. An attachment is recorded
 //! in the store in all three cases, so that GC knows it.
 
-use podwire_attach::{Attachment, Owner, PodAddress};
-use podwire_ipam::{Allocator, Dirs, Error, Grant, RangeSet, Reserve};
+use podwire_attach::{Attachment, OwnerId, PodAddress, alias};
+use podwire_ipam::{Allocator, Dirs, Error, Grant, Range, RangeSet, Reserve};
+use podwire_kernel::Netlink;
+use podwire_kernel::link::{Link, LinkRef};
 
-use super::node;
 use super::wanted::{Addressing, NodeFacts};
+use super::{node, traffic};
 use crate::config::{Config, Ipam, IpamConfig};
 use crate::protocol::{CniError, CniResult, code};
 use crate::{Delegate, Environment, Verb, failure};
@@ -40,24 +42,22 @@ pub(super) fn range_sets(
     }
 }
 
-/// The request for this attachment's addresses.
-///
-/// # Errors
-/// See [`range_sets`].
-fn request(config: &Config, attachment: &Attachment, node: &NodeFacts) -> Result<Reserve, CniError> {
-    let (sets, requested, quarantine_ms) = match &config.ipam {
-        Ipam::InProcess(ipam) => {
-            (range_sets(config, ipam, node)?, ipam.requested.clone(), ipam.quarantine_ms)
-        }
-        Ipam::None | Ipam::Delegated { .. } => (Vec::new(), Vec::new(), 0),
+/// The request for this attachment's addresses. The node's rules for the pod are recorded with them, before they are
+/// made: whoever finds the lease knows what there is to remove.
+fn request(config: &Config, attachment: &Attachment, sets: Vec<RangeSet>, node: &NodeFacts) -> Reserve {
+    let (requested, quarantine_ms) = match &config.ipam {
+        Ipam::InProcess(ipam) => (ipam.requested.clone(), ipam.quarantine_ms),
+        Ipam::None | Ipam::Delegated { .. } => (Vec::new(), 0),
     };
-    Ok(Reserve {
-        attachment: attachment.clone(),
-        sets,
-        requested,
-        quarantine_ms,
-        import_dir: import_dir(config),
-    })
+    let mut attachment = attachment.clone();
+    // The interface of a podwire-ipam lease is another plugin's, and a chained one knows its traffic already.
+    if let (Some(link), Some(bridge), None) = (&attachment.link, &attachment.bridge, &attachment.traffic) {
+        let path = traffic::Path { device: bridge.clone(), host_end: link.clone() };
+        let ranges = sets.iter().flat_map(RangeSet::ranges).map(Range::subnet);
+        let subnets: Vec<_> = ranges.chain(attachment.given.iter().map(|given| given.address)).collect();
+        attachment.traffic = Some(traffic::traffic(config, &attachment, path, &subnets, node));
+    }
+    Reserve { attachment, sets, requested, quarantine_ms, import_dir: import_dir(config) }
 }
 
 /// host-local's directory of this network.
@@ -88,7 +88,7 @@ pub(crate) fn import(config: &Config, allocator: &mut Allocator) -> Result<(), C
 /// A pod's addresses, held until [`Reservation::keep`] or [`Reservation::take_back`].
 pub(super) struct Reservation {
     allocator: Allocator,
-    owner: Owner,
+    attachment: Attachment,
     grant: Grant,
     addressing: Addressing,
     delegate: Option<Delegate>,
@@ -106,7 +106,10 @@ impl Reservation {
         node: &NodeFacts,
         meanwhile: impl FnOnce() -> Result<T, CniError>,
     ) -> Result<(Self, T), CniError> {
-        let request = request(config, attachment, node)?;
+        let sets = match &config.ipam {
+            Ipam::InProcess(ipam) => range_sets(config, ipam, node)?,
+            Ipam::None | Ipam::Delegated { .. } => Vec::new(),
+        };
         let dns = node::resolv_conf(config)?;
         // A foreign plugin first: it may take long, and a store opened here keeps all others out.
         let delegate = match &config.ipam {
@@ -117,6 +120,9 @@ impl Reservation {
             Some(delegate) => Some(delegated(delegate, env, config)?),
             None => None,
         };
+        let mut attachment = attachment.clone();
+        attachment.given.extend(delegated.iter().flat_map(|delegated| &delegated.addresses));
+        let request = request(config, &attachment, sets, node);
         let reserved = Allocator::connect(&dirs(config)).and_then(|mut allocator| {
             let (grant, done) = allocator.reserve_while(&request, meanwhile);
             Ok((allocator, grant?, done))
@@ -136,11 +142,27 @@ impl Reservation {
             },
             dns,
         });
-        let reservation = Self { allocator, owner: attachment.owner.clone(), grant, addressing, delegate };
+        let attachment = request.attachment;
+        let reservation = Self { allocator, attachment, grant, addressing, delegate };
         match done {
             Ok(done) => Ok((reservation, done)),
             Err(error) => Err(reservation.take_back(env, config, error)),
         }
+    }
+
+    /// The attachment as it is recorded, with its addresses.
+    pub(super) fn attachment(&self) -> Attachment {
+        Attachment { addresses: self.grant.addresses.clone(), ..self.attachment.clone() }
+    }
+
+    /// Whether rules that name another owner are to be respected. The store knows of no living owner that these would
+    /// collide with; rules may outlive their store, and then the owner's link tells.
+    pub(super) fn is_alive(&self, owner: OwnerId) -> bool {
+        let is_ours =
+            |link: Link| link.alias.as_deref().and_then(alias::parse).is_some_and(|a| a.owner_id == owner);
+        let link = || Netlink::open()?.link(LinkRef::Name(&owner.link_name()));
+        // What cannot be seen is taken to be there.
+        !self.grant.taken_over.contains(&owner) && link().map_or(true, |link| link.is_some_and(is_ours))
     }
 
     /// What was given.
@@ -163,11 +185,11 @@ impl Reservation {
     /// # Errors
     /// A DEL or GC has ended the attachment meanwhile: it must be undone.
     pub(super) fn keep(&mut self) -> Result<(), CniError> {
-        match self.allocator.attached(&self.owner, self.grant.generation, None) {
+        match self.allocator.attached(&self.attachment.owner, self.grant.generation, None) {
             Err(error @ Error::Stale(_)) => Err(failure::ipam(error)),
             Err(error) => {
                 // The lease is durable and its link exists, which makes it alive: only the word is missing.
-                super::say(&format!("{} could not be marked as attached: {error}", self.owner));
+                super::say(&format!("{} could not be marked as attached: {error}", self.attachment.owner));
                 Ok(())
             }
             Ok(()) => Ok(()),
@@ -176,7 +198,7 @@ impl Reservation {
 
     /// Gives everything back after `error`, and returns it with what could not be given back.
     pub(super) fn take_back(mut self, env: &Environment, config: &Config, error: CniError) -> CniError {
-        let error = match self.allocator.cancel(&self.owner, self.grant.generation) {
+        let error = match self.allocator.cancel(&self.attachment.owner, self.grant.generation) {
             Ok(()) => error,
             Err(cancel) => also(error, &format!("the addresses stay reserved until DEL: {cancel}")),
         };

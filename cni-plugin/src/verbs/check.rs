@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use podwire_attach::drift::drift;
 use podwire_attach::{Attachment, observe_attachment};
-use podwire_ipam::Allocator;
+use podwire_ipam::{Allocator, Lease};
 use podwire_kernel::{MacAddr, Netlink};
 
 use super::wanted::{Addressing, complete, wanted};
-use super::{addresses, node};
+use super::{addresses, chained, node};
 use crate::config::{Config, Ipam};
 use crate::protocol::{CniError, CniResult, CniVersion, Route, code};
 use crate::{Delegate, Environment, Verb, failure};
@@ -76,7 +76,11 @@ fn routes(config: &Config, previous: &CniResult) -> Vec<Route> {
 }
 
 fn differences(env: &Environment, config: &Config, previous: &CniResult) -> Result<Vec<String>, CniError> {
-    let mut found = lease_differences(env, config)?;
+    let lease = match recorded(env, config)? {
+        Recorded::Chained(lease) => return chained::differences(env, config, &lease),
+        Recorded::Main(lease) => lease,
+    };
+    let mut found = lease_differences(env, config, lease.as_ref());
     let netns = node::open_netns(env)?;
     let mut host = Netlink::open().map_err(failure::kernel)?;
     let facts = node::facts(config)?;
@@ -94,7 +98,8 @@ fn differences(env: &Environment, config: &Config, previous: &CniResult) -> Resu
         pod: None,
         runtime: None,
         given: Vec::new(),
-        traffic: None,
+        // What ADD asked for, and the agent puts back.
+        traffic: lease.and_then(|lease| lease.attachment.traffic),
         owner,
     };
     let routes = routes(config, previous);
@@ -104,6 +109,7 @@ fn differences(env: &Environment, config: &Config, previous: &CniResult) -> Resu
     wanted.mtu = pod.and_then(|pod| pod.mtu).or(config.bridge.mtu);
     let observed = observe_attachment(&mut host, Some(&netns), &wanted).map_err(failure::kernel)?;
     found.extend(drift(&wanted, &observed).iter().map(ToString::to_string));
+    found.extend(node::rules_drift(&wanted.attachment)?);
     Ok(found)
 }
 
@@ -113,26 +119,45 @@ fn differences(env: &Environment, config: &Config, previous: &CniResult) -> Resu
 /// Code 101 when there is none, or it has other addresses than the previous result.
 pub fn lease(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
     let config = parse(env, stdin)?;
-    let differences = lease_differences(env, &config)?;
+    let Recorded::Main(lease) = recorded(env, &config)? else { return Ok(()) };
+    let differences = lease_differences(env, &config, lease.as_ref());
     if differences.is_empty() {
         return Ok(());
     }
     Err(CniError::new(code::CHECK_FAILED, differences.join("; ")))
 }
 
-/// The reservation is what no look at the kernel shows.
-fn lease_differences(env: &Environment, config: &Config) -> Result<Vec<String>, CniError> {
-    let owner = env.owner(&config.network.name);
+/// What the store has for this call.
+enum Recorded {
+    /// The interface's or its addresses' lease, if there is one.
+    Main(Option<Lease>),
+    /// The lease of what was added to another plugin's interface.
+    Chained(Lease),
+}
+
+fn recorded(env: &Environment, config: &Config) -> Result<Recorded, CniError> {
     let mut allocator = Allocator::connect(&addresses::dirs(config)).map_err(failure::ipam)?;
     addresses::import(config, &mut allocator)?;
-    let lease = allocator.find(&owner).map_err(failure::ipam)?;
+    let recorded = match chained::lease(env, config, &mut allocator)? {
+        Some(lease) => Recorded::Chained(lease),
+        None => {
+            let owner = env.owner(&config.network.name);
+            Recorded::Main(allocator.find(&owner).map_err(failure::ipam)?)
+        }
+    };
     allocator.notices().iter().for_each(|notice| super::say(notice));
-    let Some(lease) = lease else { return Ok(vec![format!("no lease is recorded for {owner}")]) };
+    Ok(recorded)
+}
+
+/// The reservation is what no look at the kernel shows.
+fn lease_differences(env: &Environment, config: &Config, lease: Option<&Lease>) -> Vec<String> {
+    let owner = env.owner(&config.network.name);
+    let Some(lease) = lease else { return vec![format!("no lease is recorded for {owner}")] };
     if !matches!(config.ipam, Ipam::InProcess(_)) {
-        return Ok(Vec::new());
+        return Vec::new();
     }
     let leased: Vec<IpAddr> = lease.attachment.addresses.iter().map(|a| a.address.ip()).collect();
     let previous = config.prev_result.iter().flat_map(|previous| &previous.ips);
     let missing = previous.map(|ip| ip.address.ip()).filter(|ip| !leased.contains(ip));
-    Ok(missing.map(|ip| format!("address {ip} is not leased to {owner}")).collect())
+    missing.map(|ip| format!("address {ip} is not leased to {owner}")).collect()
 }

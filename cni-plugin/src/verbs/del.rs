@@ -2,11 +2,12 @@
 
 use std::thread;
 
-use podwire_attach::Owner;
 use podwire_attach::removal::{self, Found};
 use podwire_attach::step::step;
-use podwire_ipam::{Allocator, Deletion, Ends, Origin};
+use podwire_attach::{Owner, Role, Traffic, conntrack, rules, withdraw};
+use podwire_ipam::{Allocator, Deletion, Ends, Lease, Origin};
 use podwire_kernel::link::{self, LinkRef};
+use podwire_kernel::nft::Nft;
 use podwire_kernel::{Netlink, Netns};
 
 use super::addresses;
@@ -54,6 +55,8 @@ fn interface(env: &Environment, config: &Config, owner: &Owner) -> Result<(), Cn
         }
         // The agent had the call and is gone: then nothing has been started.
         let removal = removal.unwrap_or_else(|| scope.spawn(|| remove_link(owner)));
+        // Still under the store's lock: what a port's next owner puts in comes after this.
+        remove_traffic(owner, &leases)?;
         if is_gone(owner)? {
             for lease in &leases {
                 allocator.finish_delete(lease).map_err(failure::ipam)?;
@@ -66,6 +69,31 @@ fn interface(env: &Environment, config: &Config, owner: &Owner) -> Result<(), Cn
     })
 }
 
+/// The node's rules and queues for the pod, of each role that it has, and what connections remember of its ports.
+fn remove_traffic(owner: &Owner, leases: &[Lease]) -> Result<(), CniError> {
+    for role in [Role::Main, Role::Chained] {
+        let owner = owner.with_role(role);
+        let lease = leases.iter().find(|lease| lease.attachment.owner == owner);
+        let known = lease.map(|lease| &lease.attachment);
+        // Nothing says what there was: the store was lost, or an earlier version wrote the lease.
+        let unknown = known.is_none_or(|attachment| attachment.traffic.is_none());
+        let traffic = known.and_then(|attachment| attachment.traffic.as_ref());
+        if unknown || traffic.is_some_and(Traffic::has_rules) {
+            let mut nft = Nft::open().map_err(failure::kernel)?;
+            rules::remove(&mut nft, owner.id(), known.filter(|_| !unknown)).map_err(failure::rules)?;
+        }
+        if let Some(attachment) = known {
+            if role == Role::Chained {
+                let mut host = Netlink::open().map_err(failure::kernel)?;
+                withdraw(&mut host, owner.id(), known).map_err(failure::kernel)?;
+            } else {
+                conntrack::flush_of(attachment).map_err(failure::kernel)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn is_gone(owner: &Owner) -> Result<bool, CniError> {
     let mut host = Netlink::open().map_err(failure::kernel)?;
     let found = removal::find(&mut host, owner).map_err(failure::kernel)?;
@@ -74,8 +102,14 @@ fn is_gone(owner: &Owner) -> Result<bool, CniError> {
 
 fn remove_link(owner: &Owner) -> Result<(), CniError> {
     let mut host = Netlink::open().map_err(failure::kernel)?;
-    let Found::Ours(found) = removal::find(&mut host, owner).map_err(failure::kernel)? else { return Ok(()) };
+    let found = removal::find(&mut host, owner).map_err(failure::kernel)?;
     step("delete-link");
+    if let Found::Ours(_) = removal::find_shaper(&mut host, owner.id()).map_err(failure::kernel)? {
+        // Two links, and the kernel's wait once.
+        let removed = removal::remove_many(&mut host, &[owner.id()]).map_err(failure::kernel)?;
+        return removed.into_values().try_for_each(|removed| removed.map_err(failure::kernel));
+    }
+    let Found::Ours(found) = found else { return Ok(()) };
     match host.apply(&[link::delete(found.index, &found.name)]) {
         Err(error) if !error.is_missing() => Err(failure::kernel(error)),
         _ => Ok(()),

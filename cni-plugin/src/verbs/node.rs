@@ -7,12 +7,14 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use podwire_attach::{Attachment, Traffic, rules};
+use podwire_kernel::nft::Nft;
 use podwire_kernel::{Netns, NetnsError};
 
 use super::wanted::NodeFacts;
-use crate::Environment;
 use crate::config::{Config, Ipam, NodeConfig, node_config_path, parse_resolv_conf};
 use crate::protocol::{CniError, Dns, code};
+use crate::{Environment, failure};
 
 /// CNI_NETNS, opened, and not the host's own.
 ///
@@ -73,6 +75,19 @@ fn node_config(config: &Config) -> Result<Option<NodeConfig>, CniError> {
                 .context(&format!("read {}", path.display())))
         }
     }
+}
+
+/// What of the node's rules for this attachment is not as it should be.
+///
+/// # Errors
+/// When the kernel does not answer.
+pub(super) fn rules_drift(attachment: &Attachment) -> Result<Vec<String>, CniError> {
+    if !attachment.traffic.as_ref().is_some_and(Traffic::has_rules) {
+        return Ok(Vec::new());
+    }
+    let mut nft = Nft::open().map_err(failure::kernel)?;
+    let found = rules::check(&mut nft, attachment).map_err(failure::rules)?;
+    Ok(found.iter().map(ToString::to_string).collect())
 }
 
 /// The name servers of the file that `resolvConf` names.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use podwire_attach::plan::{Bridge, Forwarding, PodRoute, Port, Wanted, bridge_mac, pod_mac};
-use podwire_attach::{Attached, Attachment, PodAddress, Tuning};
+use podwire_attach::{Attached, Attachment, PodAddress};
 
 use crate::config::{Config, NodeConfig};
 use crate::protocol::{CniResult, Dns, Interface, IpConfig, Route};
@@ -112,13 +112,13 @@ pub(super) fn wanted(
         pod_link_down: settings.disable_container_interface,
         // Only an ADD knows.
         announce: false,
-        tuning: Tuning::default(),
-        vlan: None,
         forwarding: Forwarding {
             v4: gateways.iter().any(IpNetwork::is_ipv4),
             v6: gateways.iter().any(IpNetwork::is_ipv6),
         },
-        attachment: Attachment { addresses: addressing.addresses.clone(), ..attachment },
+        attachment: Attachment { addresses: addressing.addresses.clone(), given: Vec::new(), ..attachment },
+        tuning: config.tuning.of_own_interface(),
+        vlan: config.bridge.vlan.clone(),
     }
 }
 
