@@ -80,7 +80,7 @@ impl Work<'_, '_> {
         Ok(())
     }
 
-    /// The port's VLANs; with a gateway on the bridge the node itself takes part in the pod's.
+    /// The port's VLANs. The node itself stays in the default one, with its gateways.
     pub(super) fn join_vlans(&mut self, name: &str) -> Result<(), Failure> {
         let (Some(wanted), Some(pod)) = (&self.wanted.vlan, self.pod) else { return Ok(()) };
         let mut requests = Vec::new();
@@ -91,16 +91,6 @@ impl Work<'_, '_> {
             VlanMembership::Access(id) => {
                 let only = *id..=*id;
                 requests.push(vlan::join(pod.host_index, name, Side::Port, &only, Tagging::Untagged));
-                if let (Some(bridge), false) = (&self.bridge, self.wanted.bridge.gateways.is_empty()) {
-                    let bridge_name = &self.wanted.bridge.name;
-                    requests.push(vlan::join(
-                        bridge.index,
-                        bridge_name,
-                        Side::Bridge,
-                        &only,
-                        Tagging::Untagged,
-                    ));
-                }
             }
             VlanMembership::Trunk(ranges) => {
                 let join = |range| vlan::join(pod.host_index, name, Side::Port, range, Tagging::Tagged);

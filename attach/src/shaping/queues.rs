@@ -69,7 +69,10 @@ pub fn shape(
     if let Some(limit) = &shaping.from_pod {
         let found = ensure_ifb(host, owner.id())?;
         requests.extend(link::change(LinkRef::Index(found.index), &ifb_settings(owner)));
+        // A link that is up changes its discipline only after all processors have let go of the old one.
         requests.push(qdisc::create_bucket(found.index, &found.name, &bucket(limit, host_end.mtu)));
+        let up = LinkChange { up: Some(true), ..LinkChange::default() };
+        requests.extend(link::change(LinkRef::Index(found.index), &up));
         requests.push(qdisc::create_clsact(host_end.index, host_end.name));
         requests.push(qdisc::redirect_all(host_end.index, host_end.name, found.index));
         ifb = Some(found);
@@ -104,7 +107,6 @@ fn ifb_settings(owner: &Owner) -> LinkChange {
         alias: Some(ifb_alias(owner)),
         // Nobody talks to it, and nobody is to hear of it.
         addr_gen_mode: Some(AddrGenMode::None),
-        up: Some(true),
         ..LinkChange::default()
     }
 }
