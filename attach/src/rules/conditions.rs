@@ -42,6 +42,22 @@ pub struct Conditions {
     pub(super) alternatives: Vec<Vec<Expr>>,
 }
 
+impl Conditions {
+    /// These conditions, if any, and: not to 127.0.0.0/8. Without masquerade a pod's answers to a client there go astray,
+    /// and what the node itself listens to at its loopback address stays reachable.
+    pub(super) fn not_to_loopback(conditions: Option<Self>) -> Self {
+        let Self { text, alternatives } =
+            conditions.unwrap_or_else(|| Self { text: String::new(), alternatives: vec![Vec::new()] });
+        let loopback = ipnetwork::Ipv4Network::new(std::net::Ipv4Addr::new(127, 0, 0, 0), 8).ok();
+        let not_there = loopback
+            .map_or_else(Vec::new, |network| compare_network(End::Destination, network.into(), CmpOp::Ne));
+        Self {
+            text: format!("ip daddr != 127.0.0.0/8 {text}"),
+            alternatives: alternatives.iter().map(|all| [not_there.as_slice(), all].concat()).collect(),
+        }
+    }
+}
+
 /// A word of a condition that is not understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key}: {found} where {expected} is expected; write matches of nft, such as {example:?}")]

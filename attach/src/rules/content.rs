@@ -145,7 +145,10 @@ impl Work<'_> {
         for (family, words) in FAMILIES.into_iter().zip([&access.conditions_v4, &access.conditions_v6]) {
             // Of several addresses of one family the first answers.
             let Some(pod) = self.addresses(family).first().copied() else { continue };
-            let conditions = conditions::parse(family, words)?;
+            let mut conditions = conditions::parse(family, words)?;
+            if family == Family::V4 && access.snat == Snat::Off {
+                conditions = Some(Conditions::not_to_loopback(conditions));
+            }
             for port in self.traffic.ports.clone() {
                 if port.host_ip.is_none_or(|ip| family_of(ip) == family) {
                     self.port(family, pod, port, conditions.as_ref());
