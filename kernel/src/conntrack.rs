@@ -15,7 +15,7 @@ use nix::errno::Errno;
 
 use crate::addr::Family;
 use crate::error::{Error, Result};
-use crate::nfnetlink::{Malformed, Message, Request, Socket};
+use crate::nfnetlink::{Message, Request, Said, Socket, answers};
 use crate::reply::{attributes, be16_at, be32_at, ip};
 
 /// NFNL_SUBSYS_CTNETLINK, as it stands in a message's type; also IPCTNL_MSG_CT_NEW.
@@ -125,8 +125,7 @@ impl Conntrack {
         let object = format!("of protocol {}", filter.protocol);
         let request =
             request(SUBSYSTEM | 1, NLM_F_DUMP, "list connections", object, filter.family, attributes);
-        self.socket
-            .dump(&request, |message| Ok(if message.kind == SUBSYSTEM { entry(message)? } else { None }))
+        self.socket.dump(&request, |message| Ok(entry(message)))
     }
 
     /// Makes the kernel forget a connection, whose next packet then is a first one; `false` if it has already. For
@@ -220,8 +219,20 @@ fn number(kind: u16, value: u32) -> ConntrackAttribute {
     ConntrackAttribute::Other(DefaultNla::new(kind, value.to_be_bytes().to_vec()))
 }
 
-/// A connection; `None` for one without IP addresses.
-fn entry(message: &Message<'_>) -> Result<Option<Entry>, Malformed> {
+/// The connections that the messages of a datagram describe: this decoder for fuzzing.
+#[doc(hidden)]
+pub fn connections(datagram: &[u8]) -> impl Iterator<Item = Entry> + '_ {
+    answers(datagram).filter_map(|answer| match answer.said {
+        Said::Message(message) => entry(&message),
+        _ => None,
+    })
+}
+
+/// A connection; `None` for one without IP addresses, or for a message about something else.
+fn entry(message: &Message<'_>) -> Option<Entry> {
+    if message.kind != SUBSYSTEM {
+        return None;
+    }
     let (mut original, mut reply) = (None, None);
     let (mut zone, mut id, mut status) = (0, 0, 0);
     for (kind, value) in attributes(message.attributes) {
@@ -234,7 +245,7 @@ fn entry(message: &Message<'_>) -> Result<Option<Entry>, Malformed> {
             _ => {}
         }
     }
-    Ok(original.zip(reply).map(|(original, reply)| Entry { original, reply, zone, id, status }))
+    original.zip(reply).map(|(original, reply)| Entry { original, reply, zone, id, status })
 }
 
 fn tuple(bytes: &[u8]) -> Option<Tuple> {
@@ -273,4 +284,96 @@ fn tuple(bytes: &[u8]) -> Option<Tuple> {
         source_port,
         destination_port,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tuples() -> impl Strategy<Value = Tuple> {
+        let v4 = any::<[[u8; 4]; 2]>().prop_map(|ips| ips.map(IpAddr::from));
+        let v6 = any::<[[u8; 16]; 2]>().prop_map(|ips| ips.map(IpAddr::from));
+        (prop_oneof![v4, v6], any::<u8>(), any::<[u16; 2]>()).prop_map(
+            |([source, destination], protocol, ports)| Tuple {
+                source,
+                destination,
+                protocol,
+                source_port: ports[0],
+                destination_port: ports[1],
+            },
+        )
+    }
+
+    fn datagram(entry: &Entry) -> Vec<u8> {
+        let attributes = vec![
+            ConntrackAttribute::CtaTupleOrig(tuple_attributes(&entry.original)),
+            ConntrackAttribute::CtaTupleReply(tuple_attributes(&entry.reply)),
+            number(3, entry.status),
+            number(CTA_ID, entry.id),
+            ConntrackAttribute::Other(DefaultNla::new(CTA_ZONE, entry.zone.to_be_bytes().to_vec())),
+            ConntrackAttribute::Other(DefaultNla::new(99, vec![1, 2, 3])),
+        ];
+        let family = Family::of(entry.original.source);
+        let told = request(SUBSYSTEM, 0, "", String::new(), family, attributes);
+        let mut bytes = u32::try_from(16 + told.payload.len()).expect("short").to_ne_bytes().to_vec();
+        bytes.extend_from_slice(&told.kind.to_ne_bytes());
+        bytes.extend_from_slice(&[0; 10]);
+        bytes.extend_from_slice(&told.payload);
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn a_connection_reads_back_as_it_was_sent(
+            original in tuples(), reply in tuples(), zone: u16, id: u32, status: u32,
+        ) {
+            let entry = Entry { original, reply, zone, id, status };
+            prop_assert_eq!(connections(&datagram(&entry)).collect::<Vec<_>>(), [entry]);
+        }
+
+        #[test]
+        fn damaged_messages_are_survived(
+            original in tuples(),
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
+            keep in any::<prop::sample::Index>(),
+        ) {
+            let mut told = datagram(&Entry { original, reply: original, zone: 0, id: 0, status: 0 });
+            for (at, byte) in damage {
+                let at = at.index(told.len());
+                told[at] = byte;
+            }
+            told.truncate(keep.index(told.len() + 1));
+            prop_assert!(connections(&told).count() <= told.len() / 4 + 1);
+        }
+    }
+
+    #[test]
+    fn a_filter_admits_by_each_of_its_parts() {
+        let tuple = |source: &str, ports: [u16; 2]| Tuple {
+            source: source.parse().expect("an address"),
+            destination: "10.0.0.9".parse().expect("an address"),
+            protocol: 17,
+            source_port: ports[0],
+            destination_port: ports[1],
+        };
+        let original = tuple("10.0.0.1", [4000, 8080]);
+        let entry = Entry { original, reply: tuple("10.0.0.2", [53, 4000]), zone: 0, id: 0, status: 0 };
+        let all = Filter { family: Family::V4, protocol: 17, destination_port: None, reply_source: None };
+        let source = |ip: &str| ip.parse().ok();
+        assert!(all.admits(&entry));
+        assert!(
+            Filter { destination_port: Some(8080), reply_source: source("10.0.0.2"), ..all }.admits(&entry)
+        );
+        for other in [
+            Filter { family: Family::V6, ..all },
+            Filter { protocol: 6, ..all },
+            Filter { destination_port: Some(4000), ..all },
+            Filter { reply_source: source("10.0.0.1"), ..all },
+        ] {
+            assert!(!other.admits(&entry), "{other:?}");
+        }
+        assert_eq!(entry.to_string(), "protocol 17 10.0.0.1 port 4000 to 10.0.0.9 port 8080");
+    }
 }

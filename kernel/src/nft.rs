@@ -11,6 +11,8 @@ mod encode;
 #[cfg(feature = "events")]
 mod events;
 mod expr;
+#[cfg(test)]
+mod tests;
 mod types;
 
 use std::collections::HashSet;
@@ -28,6 +30,8 @@ use crate::nfnetlink::{Malformed, Message, Request, Said, Socket, answers};
 use crate::socket::{DUMP_ATTEMPTS, lost_answer, pause};
 
 pub use batch::Batch;
+#[doc(hidden)]
+pub use decode::{Object, objects};
 #[cfg(feature = "events")]
 pub use events::{Change, Changed, NftEvent, NftEvents};
 pub use expr::*;
@@ -386,6 +390,7 @@ const NEW_CHAIN: u16 = SUBSYSTEM | 3;
 const NEW_RULE: u16 = SUBSYSTEM | 6;
 const NEW_SET: u16 = SUBSYSTEM | 9;
 const NEW_ELEMENT: u16 = SUBSYSTEM | 12;
+const NEW_GENERATION: u16 = SUBSYSTEM | 15;
 
 /// Decodes messages of one kind and leaves out others.
 fn only<T>(

@@ -4,7 +4,7 @@
 //! expression that is not known is kept as bytes. Layouts are those of `linux/netfilter/nf_tables.h` and, for user
 //! data, of libnftnl's `udata.h`.
 
-use crate::nfnetlink::{Malformed, Message};
+use crate::nfnetlink::{Malformed, Message, Said, answers};
 use crate::reply::{attributes, be32_at, be64_at, text, u16_at};
 
 use super::batch::VERDICT_TYPE;
@@ -15,6 +15,42 @@ use super::types::{
 };
 
 type Result<T> = std::result::Result<T, Malformed>;
+
+/// What one message describes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Object {
+    /// A table.
+    Table(Found<Table>),
+    /// A chain.
+    Chain(Found<Chain>),
+    /// A rule.
+    Rule(FoundRule),
+    /// A set or a map.
+    Set(Found<Set>),
+    /// Elements of a set or a map.
+    Elements(Vec<Element>),
+    /// The state of all tables.
+    Generation(Generation),
+    /// A message about something else, or one that cannot be understood.
+    Other,
+}
+
+/// What the messages of a datagram describe: this decoder for fuzzing.
+pub fn objects(datagram: &[u8]) -> impl Iterator<Item = Object> + '_ {
+    answers(datagram).map(|answer| {
+        let Said::Message(message) = answer.said else { return Object::Other };
+        let object = match message.kind {
+            super::NEW_TABLE => table(&message).map(Object::Table),
+            super::NEW_CHAIN => chain(&message).map(Object::Chain),
+            super::NEW_RULE => rule(&message).map(Object::Rule),
+            super::NEW_SET => set(&message).map(Object::Set),
+            super::NEW_ELEMENT => elements(&message).map(Object::Elements),
+            super::NEW_GENERATION => generation(&message).map(Object::Generation),
+            _ => Ok(Object::Other),
+        };
+        object.unwrap_or(Object::Other)
+    })
+}
 
 pub(super) fn table(message: &Message<'_>) -> Result<Found<Table>> {
     let (mut name, mut handle, mut comment) = (None, 0, None);

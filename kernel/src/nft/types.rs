@@ -268,6 +268,10 @@ impl DataType {
     }
 
     /// The concatenation of up to five simple types. More are left out.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "the loop ends before either length; constants have no iterators"
+    )]
     pub const fn concat(types: &[Self]) -> Self {
         let mut whole = Self { id: 0, parts: [0; 5] };
         let mut i = 0;

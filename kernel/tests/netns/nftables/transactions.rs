@@ -129,28 +129,27 @@ fn elements_are_found_by_key_and_taken_by_one_owner() {
             what(&mut batch);
             nft.commit(&batch)
         };
-        let mine = port(1, [10, 0, 0, 1]).comment("b");
-        let error = attempt(&mut nft, &|batch| batch.create_elements(TABLE, "ports4", &[mine.clone()]));
+        let mine = [port(1, [10, 0, 0, 1]).comment("b")];
+        let error = attempt(&mut nft, &|batch| batch.create_elements(TABLE, "ports4", &mine));
         let error = error.expect_err("there already");
         assert!(error.is_exists(), "{error}");
         assert!(error.to_string().starts_with("create element inet podwire ports4 \"b\": "), "{error}");
         // The same data is no conflict, and the first owner's comment stays.
-        attempt(&mut nft, &|batch| batch.ensure_elements(TABLE, "ports4", &[mine.clone()]))
-            .expect("the same");
-        let found = nft.find_elements(TABLE, "ports4", &[mine.clone()]).expect("asked");
+        attempt(&mut nft, &|batch| batch.ensure_elements(TABLE, "ports4", &mine)).expect("the same");
+        let found = nft.find_elements(TABLE, "ports4", &mine).expect("asked");
         assert_eq!(found[0].as_ref().and_then(|element| element.comment.as_deref()), Some("a"));
-        let other = port(1, [10, 0, 0, 9]);
-        let error = attempt(&mut nft, &|batch| batch.ensure_elements(TABLE, "ports4", &[other.clone()]));
+        let other = [port(1, [10, 0, 0, 9])];
+        let error = attempt(&mut nft, &|batch| batch.ensure_elements(TABLE, "ports4", &other));
         let error = error.expect_err("another pod's");
         // EBUSY in older kernels.
         assert!(error.is_exists() || error.is_busy(), "{error}");
         // Taken over in one transaction, from whoever has it.
         attempt(&mut nft, &|batch| {
-            batch.delete_elements(TABLE, "ports4", &[other.clone()]);
-            batch.create_elements(TABLE, "ports4", &[other.clone()]);
+            batch.delete_elements(TABLE, "ports4", &other);
+            batch.create_elements(TABLE, "ports4", &other);
         })
         .expect("taken over");
-        assert_eq!(nft.find_elements(TABLE, "ports4", &[mine.clone()]).expect("asked"), [Some(other)]);
+        assert_eq!(nft.find_elements(TABLE, "ports4", &mine).expect("asked"), other.map(Some));
         let both = [port(2, [0; 4]), port(3, [0; 4])];
         let error = attempt(&mut nft, &|batch| batch.delete_elements(TABLE, "ports4", &both));
         assert!(error.expect_err("one is missing").is_missing());

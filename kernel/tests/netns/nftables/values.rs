@@ -9,7 +9,14 @@ use super::{TABLE, base, chain, open, port, ports, set};
 use crate::lab::{in_new_netns, pair, socket};
 
 /// A table with a bit of everything.
-fn everything() -> (Vec<Chain>, Vec<Set>, Vec<(&'static str, Vec<Element>)>, Vec<(&'static str, Rule)>) {
+struct Everything {
+    chains: Vec<Chain>,
+    sets: Vec<Set>,
+    elements: Vec<(&'static str, Vec<Element>)>,
+    rules: Vec<(&'static str, Rule)>,
+}
+
+fn everything() -> Everything {
     let chains = vec![
         chain("host-ports"),
         chain("masq"),
@@ -194,14 +201,14 @@ fn everything() -> (Vec<Chain>, Vec<Set>, Vec<(&'static str, Vec<Element>)>, Vec
         ),
         ("raw", Rule::new(vec![Expr::Notrack])),
     ];
-    (chains, sets, elements, rules)
+    Everything { chains, sets, elements, rules }
 }
 
 #[test]
 fn a_table_reads_back_as_it_was_made_and_as_nft_shows_it() {
     in_new_netns(|| {
         let mut nft = open();
-        let (chains, sets, elements, rules) = everything();
+        let Everything { chains, sets, elements, rules } = everything();
         let mut batch = Batch::new();
         batch.create_table(TABLE, Some("podwire 1"));
         chains.iter().for_each(|chain| batch.create_chain(TABLE, chain));
