@@ -2,6 +2,8 @@
 //! CAP_NET_ADMIN); without it the tests fail and say so.
 
 #[cfg(test)]
+mod conntrack;
+#[cfg(test)]
 mod extending;
 #[cfg(test)]
 mod lab;
