@@ -228,6 +228,13 @@ pub struct Attachment {
 }
 
 impl Attachment {
+    /// Whether the node's packet filter matters to it: it has rules of its own there, or addresses whose packets other
+    /// programs' rules may drop.
+    pub fn is_filtered(&self) -> bool {
+        let is_routed = self.all_addresses().next().is_some();
+        self.traffic.as_ref().is_some_and(|traffic| traffic.has_rules() || is_routed)
+    }
+
     /// All addresses of the pod, whoever gave them.
     pub fn all_addresses(&self) -> impl Iterator<Item = IpNetwork> {
         self.addresses.iter().chain(&self.given).map(|address| address.address)

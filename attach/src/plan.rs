@@ -386,7 +386,7 @@ pub(crate) fn additions(attachment: &Attachment, tuning: &Tuning) -> Vec<Step> {
     let mut steps = Vec::new();
     steps.extend((!tuning.is_empty()).then_some(Step::Tune));
     steps.extend(traffic.is_some_and(Traffic::is_shaped).then_some(Step::Shape));
-    steps.extend(traffic.is_some_and(Traffic::has_rules).then_some(Step::InstallRules));
+    steps.extend(attachment.is_filtered().then_some(Step::InstallRules));
     steps.extend(conntrack::connectionless(attachment).next().map(|_| Step::FlushConntrack));
     steps
 }

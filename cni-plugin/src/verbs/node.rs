@@ -7,7 +7,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use podwire_attach::{Attachment, Traffic, rules};
+use podwire_attach::{Attachment, rules};
 use podwire_kernel::nft::Nft;
 use podwire_kernel::{Netns, NetnsError};
 
@@ -82,7 +82,7 @@ fn node_config(config: &Config) -> Result<Option<NodeConfig>, CniError> {
 /// # Errors
 /// When the kernel does not answer.
 pub(super) fn rules_drift(attachment: &Attachment) -> Result<Vec<String>, CniError> {
-    if !attachment.traffic.as_ref().is_some_and(Traffic::has_rules) {
+    if !attachment.is_filtered() {
         return Ok(Vec::new());
     }
     let mut nft = Nft::open().map_err(failure::kernel)?;
