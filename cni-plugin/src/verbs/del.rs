@@ -4,7 +4,7 @@ use std::thread;
 
 use podwire_attach::removal::{self, Found};
 use podwire_attach::step::step;
-use podwire_attach::{Owner, Role, Traffic, conntrack, rules, withdraw};
+use podwire_attach::{Owner, Role, rules};
 use podwire_ipam::{Allocator, Deletion, Ends, Lease, Origin};
 use podwire_kernel::link::{self, LinkRef};
 use podwire_kernel::nft::Nft;
@@ -69,26 +69,16 @@ fn interface(env: &Environment, config: &Config, owner: &Owner) -> Result<(), Cn
     })
 }
 
-/// The node's rules and queues for the pod, of each role that it has, and what connections remember of its ports.
+/// The node's rules and queues for the pod, and what connections remember of its ports.
 fn remove_traffic(owner: &Owner, leases: &[Lease]) -> Result<(), CniError> {
-    for role in [Role::Main, Role::Chained] {
-        let owner = owner.with_role(role);
-        let lease = leases.iter().find(|lease| lease.attachment.owner == owner);
-        let known = lease.map(|lease| &lease.attachment);
-        // Nothing says what there was: the store was lost, or an earlier version wrote the lease.
-        let unknown = known.is_none_or(|attachment| attachment.traffic.is_none());
-        let traffic = known.and_then(|attachment| attachment.traffic.as_ref());
-        if unknown || traffic.is_some_and(Traffic::has_rules) {
-            let mut nft = Nft::open().map_err(failure::kernel)?;
-            rules::remove(&mut nft, owner.id(), known.filter(|_| !unknown)).map_err(failure::rules)?;
-        }
-        if let Some(attachment) = known {
-            if role == Role::Chained {
-                let mut host = Netlink::open().map_err(failure::kernel)?;
-                withdraw(&mut host, owner.id(), known).map_err(failure::kernel)?;
-            } else {
-                conntrack::flush_of(attachment).map_err(failure::kernel)?;
-            }
+    for lease in leases {
+        podwire_ipam::remove_traffic(lease).map_err(failure::ipam)?;
+    }
+    if leases.is_empty() {
+        // Usually a DEL without an ADD; but the store may have been lost, and rules name their owner.
+        let mut nft = Nft::open().map_err(failure::kernel)?;
+        for role in [Role::Main, Role::Chained] {
+            rules::remove(&mut nft, owner.with_role(role).id(), None).map_err(failure::rules)?;
         }
     }
     Ok(())
