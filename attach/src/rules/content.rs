@@ -182,8 +182,8 @@ impl Work<'_> {
         }
         let Ok(subnet) = IpNetwork::new(pod.network(), pod.prefix()) else { return };
         let fully_random = self.traffic.masquerade.as_ref().is_none_or(|masquerade| masquerade.fully_random);
-        let key = concat(&[&protocol, &octets(pod.ip()), &host_port]);
-        self.own(skeleton::snat(family), Element::new(key));
+        let key = concat(&[&octets(pod.ip()), &host_port]);
+        self.own(skeleton::snat(port.protocol, family), Element::new(key));
         let verdict = self.jump(chains::masquerade_clients(subnet, snat, fully_random));
         self.own(skeleton::clients(family), Element::new(octets(pod.ip())).verdict(verdict));
         if family == Family::V4 && !self.traffic.device.is_empty() {

@@ -236,15 +236,10 @@ fn taken(content: &Content, set: SetRef, element: &Element, found: &Element) -> 
     Err(RulesError::AddressTaken { address: address_of(&element.key), by })
 }
 
-/// The address that a key ends with, or is.
+/// The address that a key of one of the maps by address is.
 fn address_of(key: &[u8]) -> IpAddr {
     match (<[u8; 4]>::try_from(key), <[u8; 16]>::try_from(key)) {
         (Ok(v4), _) => v4.into(),
-        (_, Ok(v6)) => v6.into(),
-        // (protocol, address, port) of the maps for clients of host ports.
-        _ => match key {
-            [_, _, _, _, a, b, c, d, _, _, _, _] => [*a, *b, *c, *d].into(),
-            key => key.get(4..20).and_then(|ip| <[u8; 16]>::try_from(ip).ok()).unwrap_or_default().into(),
-        },
+        (_, v6) => v6.unwrap_or_default().into(),
     }
 }

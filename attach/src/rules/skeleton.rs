@@ -6,7 +6,7 @@
 //!   prerouting ─┐   to one of this node's addresses → host-ports          ports4 ports6 address-ports4 …
 //!   output ─────┘
 //!   forward         who may open a connection to a pod                    ingress4 ingress6 itself4 itself6
-//!   postrouting     clients of host ports, then pods, get the node's      snat4 clients4 masquerade4 …
+//!   postrouting     clients of host ports, then pods, get the node's      snat-tcp4 … clients4 masquerade4 …
 //!                   address
 //! bridge podwire
 //!   prerouting      what a pod may send as its own                        checked macs addressed addresses4 …
@@ -23,6 +23,7 @@ use podwire_kernel::nft::{
 use super::matches::{
     End, KEY, accept, address_in, drop, has_bits, is_family, load_address, load_destination_port, width,
 };
+use crate::Protocol;
 
 /// The table for packets.
 pub(super) const INET: TableRef<'static> = TableRef::new(nft::Family::Inet, "podwire");
@@ -64,7 +65,12 @@ const CONDITIONED: [SetRef; 2] = [inet("conditioned4"), inet("conditioned6")];
 /// The same for one of the node's addresses.
 const ADDRESS_CONDITIONED: [SetRef; 2] = [inet("address-conditioned4"), inet("address-conditioned6")];
 /// Host ports some of whose clients get the node's address, with the pods that they lead to.
-const SNAT: [SetRef; 2] = [inet("snat4"), inet("snat6")];
+/// A set for each protocol: `nft` knows a connection's port as a key only where the rule says the protocol.
+const SNAT: [[SetRef; 2]; 3] = [
+    [inet("snat-tcp4"), inet("snat-tcp6")],
+    [inet("snat-udp4"), inet("snat-udp6")],
+    [inet("snat-sctp4"), inet("snat-sctp6")],
+];
 /// Those pods, and which of the clients. With each verdict that comes into a table the kernel walks all verdicts of that
 /// table to see that they make no loop, some 40 ns each; so there is one for a pod, not one for a port.
 const CLIENTS_OF: [SetRef; 2] = [inet("clients4"), inet("clients6")];
@@ -98,11 +104,24 @@ macro_rules! by_family {
 }
 by_family! {
     masquerade MASQUERADE;
-    snat SNAT;
     clients CLIENTS_OF;
     ingress INGRESS;
     itself ITSELF;
     addresses ADDRESSES;
+}
+
+/// The set of a protocol's host ports some of whose clients get the node's address.
+pub(super) fn snat(protocol: Protocol, family: Family) -> SetRef {
+    let [tcp, udp, sctp] = SNAT;
+    let [v4, v6] = match protocol {
+        Protocol::Tcp => tcp,
+        Protocol::Udp => udp,
+        Protocol::Sctp => sctp,
+    };
+    match family {
+        Family::V4 => v4,
+        Family::V6 => v6,
+    }
 }
 
 /// The map of ports with or without the node's address in its key, with or without conditions.
@@ -152,6 +171,7 @@ pub(super) fn skeleton(table: TableRef<'_>) -> Skeleton {
 }
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
 fn address_type(family: Family) -> DataType {
     match family {
@@ -200,7 +220,7 @@ fn inet_skeleton() -> Skeleton {
         }
         sets.push(set(conditions_of(family, false), &[PROTO, PORT], verdict));
         sets.push(set(conditions_of(family, true), &[PROTO, address, PORT], verdict));
-        sets.push(set(snat(family), &[PROTO, address, PORT], None));
+        sets.extend(PROTOCOLS.map(|protocol| set(snat(protocol, family), &[address, PORT], None)));
         sets.push(set(clients(family), &[address], verdict));
         sets.push(set(masquerade(family), &[address], verdict));
         sets.push(set(ingress(family), &[address], verdict));
@@ -330,22 +350,22 @@ fn postrouting() -> Vec<Rule> {
 
 /// By the port that the client asked for: another's translation to the same pod (kube-proxy's) is not ours to change.
 fn host_port_clients() -> Vec<Rule> {
-    let one = |family| {
+    let one = |family, protocol: Protocol| {
         let mut rule = is_family(family).to_vec();
-        rule.push(Expr::meta(MetaKey::L4proto, Reg(0)));
-        rule.push(load_address(family, End::Destination, Reg(1)));
+        rule.extend([Expr::meta(MetaKey::L4proto, KEY), Expr::eq(KEY, [protocol.number()])]);
+        rule.push(load_address(family, End::Destination, Reg(0)));
         let asked = Expr::Ct {
             key: CtKey::ProtoDestination,
             direction: Some(Direction::Original),
-            to: Reg(1 + width(family)),
+            to: Reg(width(family)),
         };
         rule.push(asked);
-        rule.push(Expr::is_in(snat(family).name, KEY));
+        rule.push(Expr::is_in(snat(protocol, family).name, KEY));
         rule.push(load_address(family, End::Destination, KEY));
         rule.push(Expr::verdict_map(clients(family).name, KEY));
         Rule::new(rule)
     };
-    FAMILIES.map(one).into()
+    FAMILIES.into_iter().flat_map(|family| PROTOCOLS.map(|protocol| one(family, protocol))).collect()
 }
 
 mod bridge;

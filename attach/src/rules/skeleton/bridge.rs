@@ -4,9 +4,7 @@
 //! name: this hook knows nothing of the bridge without a kernel option that distributions lack (nft's `ibrname`).
 
 use podwire_kernel::Family;
-use podwire_kernel::nft::{
-    Chain, ChainKind, CmpOp, DataType, Expr, Header, Hook, MetaKey, Reg, Rule, Verdict,
-};
+use podwire_kernel::nft::{ChainKind, DataType, Expr, Header, Hook, MetaKey, Reg, Rule, Verdict};
 
 use super::{ADDRESSED, BRIDGE, CHECKED, MACS, SetRef, Skeleton, addresses, base, plain, set};
 use crate::rules::matches::{End, ICMPV6, KEY, UDP, accept, drop, load_address};
@@ -23,6 +21,11 @@ const IPV6: &str = "ipv6-sender";
 const IPV6_OWN: &str = "ipv6-source";
 const ADVERTISEMENT: &str = "neighbour-advertisement";
 const ADVERTISED: &str = "advertised-address";
+
+/// Ethernet's numbers of protocols.
+const ETHER_IPV4: u16 = 0x0800;
+const ETHER_ARP: u16 = 0x0806;
+const ETHER_IPV6: u16 = 0x86dd;
 
 /// ICMPv6 types (RFC 4861, 2710, 3810).
 const MLD_REPORT: u8 = 131;
@@ -49,7 +52,7 @@ pub(super) fn bridge_skeleton() -> Skeleton {
         (plain(IPV6), ipv6()),
         (plain(IPV4), ipv4()),
         (plain(ARP), arp()),
-        (Chain { ..base("prerouting", ChainKind::Filter, Hook::Prerouting, FIRST) }, prerouting()),
+        (base("prerouting", ChainKind::Filter, Hook::Prerouting, FIRST), prerouting()),
     ];
     Skeleton { table: BRIDGE, sets, chains }
 }
@@ -66,9 +69,16 @@ fn port() -> Expr {
     Expr::meta(MetaKey::Iifname, KEY)
 }
 
-/// The port and these bytes of the frame, as a key.
-fn with_port(bytes: Expr) -> Vec<Expr> {
-    vec![port(), bytes]
+/// A rule about frames of that protocol. They are known to be of it already; but `nft` shows bytes as an address only
+/// where the rule itself says so.
+fn of(ether_type: u16, expressions: Vec<Expr>) -> Rule {
+    let is_it = [Expr::meta(MetaKey::Protocol, KEY), Expr::eq(KEY, ether_type.to_be_bytes())];
+    rule(is_it.into_iter().chain(expressions).collect())
+}
+
+/// A rule of that protocol about the port and these bytes of the frame, together as a key.
+fn with_port(ether_type: u16, bytes: Expr, then: [Expr; 2]) -> Rule {
+    of(ether_type, [port(), bytes].into_iter().chain(then).collect())
 }
 
 fn is_in(set: SetRef) -> Expr {
@@ -96,47 +106,43 @@ fn prerouting() -> Vec<Rule> {
         let load = Expr::payload(Header::Link, 12, 2, KEY);
         rule(vec![load, Expr::eq(KEY, number.to_be_bytes()), goto(chain)])
     };
-    let source_mac = with_port(Expr::payload(Header::Link, 6, 6, AFTER_NAME));
+    let source_mac = Expr::payload(Header::Link, 6, 6, AFTER_NAME);
     vec![
         rule(vec![port(), not_in(CHECKED), accept()]),
-        rule([source_mac, vec![not_in(MACS), drop()]].concat()).comment("another's MAC address"),
+        rule(vec![port(), source_mac, not_in(MACS), drop()]).comment("another's MAC address"),
         rule(vec![port(), not_in(ADDRESSED), accept()]),
-        ether_type(0x0800, IPV4),
-        ether_type(0x86dd, IPV6),
-        ether_type(0x0806, ARP),
+        ether_type(ETHER_IPV4, IPV4),
+        ether_type(ETHER_IPV6, IPV6),
+        ether_type(ETHER_ARP, ARP),
         rule(vec![drop()]).comment("neither IP nor ARP, or with a VLAN tag"),
     ]
 }
 
 fn arp() -> Vec<Rule> {
-    let sender_mac = with_port(Expr::payload(Header::Network, 8, 6, AFTER_NAME));
+    let sender_mac = || Expr::payload(Header::Network, 8, 6, AFTER_NAME);
     let sender = |to| Expr::payload(Header::Network, 14, 4, to);
     vec![
         // Ethernet and IPv4, with addresses of 6 and 4 bytes.
         rule(vec![Expr::payload(Header::Network, 0, 6, KEY), Expr::ne(KEY, [0, 1, 8, 0, 6, 4]), drop()]),
-        rule([sender_mac, vec![not_in(MACS), drop()]].concat()).comment("another's MAC address"),
-        rule(vec![sender(KEY), Expr::eq(KEY, [0; 4]), accept()]).comment("a probe"),
-        rule([with_port(sender(AFTER_NAME)), vec![is_in(addresses(Family::V4)), accept()]].concat()),
+        with_port(ETHER_ARP, sender_mac(), [not_in(MACS), drop()]).comment("another's MAC address"),
+        of(ETHER_ARP, vec![sender(KEY), Expr::eq(KEY, [0; 4]), accept()]).comment("a probe"),
+        with_port(ETHER_ARP, sender(AFTER_NAME), [is_in(addresses(Family::V4)), accept()]),
         rule(vec![drop()]).comment("another's IPv4 address"),
     ]
 }
 
 fn ipv4() -> Vec<Rule> {
-    let dhcp = vec![
-        load_address(Family::V4, End::Source, KEY),
-        Expr::eq(KEY, [0; 4]),
-        Expr::meta(MetaKey::L4proto, KEY),
-        Expr::eq(KEY, [UDP]),
-        Expr::payload(Header::Transport, 0, 2, KEY),
-        Expr::eq(KEY, 68_u16.to_be_bytes()),
-        Expr::payload(Header::Transport, 2, 2, KEY),
-        Expr::eq(KEY, 67_u16.to_be_bytes()),
-        accept(),
-    ];
-    let source = with_port(load_address(Family::V4, End::Source, AFTER_NAME));
+    let source = |to| load_address(Family::V4, End::Source, to);
+    let port = |offset, number: u16| {
+        [Expr::payload(Header::Transport, offset, 2, KEY), Expr::eq(KEY, number.to_be_bytes())]
+    };
+    let mut dhcp = vec![source(KEY), Expr::eq(KEY, [0; 4])];
+    dhcp.extend([Expr::meta(MetaKey::L4proto, KEY), Expr::eq(KEY, [UDP])]);
+    dhcp.extend([port(0, 68), port(2, 67)].concat());
+    dhcp.push(accept());
     vec![
-        rule([source, vec![is_in(addresses(Family::V4)), accept()]].concat()),
-        rule(dhcp).comment("asks for an address"),
+        with_port(ETHER_IPV4, source(AFTER_NAME), [is_in(addresses(Family::V4)), accept()]),
+        of(ETHER_IPV4, dhcp).comment("asks for an address"),
         rule(vec![drop()]).comment("another's IPv4 address"),
     ]
 }
@@ -166,11 +172,11 @@ fn ipv6_source() -> Vec<Rule> {
         let mut all = vec![source(KEY), Expr::eq(KEY, [0; 16])];
         all.extend(icmpv6(from, to));
         all.push(accept());
-        rule(all)
+        of(ETHER_IPV6, all)
     };
     vec![
-        rule([with_port(source(AFTER_NAME)), vec![is_in(addresses(Family::V6)), accept()]].concat()),
-        rule([is_link_local(source(KEY)), vec![accept()]].concat()),
+        with_port(ETHER_IPV6, source(AFTER_NAME), [is_in(addresses(Family::V6)), accept()]),
+        of(ETHER_IPV6, [is_link_local(source(KEY)), vec![accept()]].concat()),
         // Multicast listener reports and router solicitations.
         unspecified(MLD_REPORT, ROUTER_SOLICITATION),
         unspecified(NEIGHBOUR_SOLICITATION, NEIGHBOUR_SOLICITATION).comment("duplicate address detection"),
@@ -185,15 +191,14 @@ fn advertisement() -> Vec<Rule> {
     let length = |bytes: u16| [Expr::payload(Header::Network, 4, 2, KEY), Expr::eq(KEY, bytes.to_be_bytes())];
     let mut with_option = length(32).to_vec();
     // Type 2, the target's link-layer address, of one unit of 8 bytes.
-    with_option.push(Expr::payload(Header::Transport, 24, 2, KEY));
-    with_option.push(Expr::eq(KEY, [2, 1]));
-    with_option.extend(with_port(Expr::payload(Header::Transport, 26, 6, AFTER_NAME)));
+    with_option.extend([Expr::payload(Header::Transport, 24, 2, KEY), Expr::eq(KEY, [2, 1])]);
+    with_option.extend([port(), Expr::payload(Header::Transport, 26, 6, AFTER_NAME)]);
     with_option.extend([is_in(MACS), goto(ADVERTISED)]);
     let next_header = Expr::payload(Header::Network, 6, 1, KEY);
     vec![
-        rule(vec![next_header, Expr::Cmp { reg: KEY, op: CmpOp::Ne, value: vec![ICMPV6] }, drop()]),
-        rule(with_option),
-        rule([length(24).to_vec(), vec![goto(ADVERTISED)]].concat()),
+        of(ETHER_IPV6, vec![next_header, Expr::ne(KEY, [ICMPV6]), drop()]),
+        of(ETHER_IPV6, with_option),
+        of(ETHER_IPV6, [length(24).to_vec(), vec![goto(ADVERTISED)]].concat()),
         rule(vec![drop()]).comment("another's MAC address"),
     ]
 }
@@ -201,8 +206,8 @@ fn advertisement() -> Vec<Rule> {
 fn advertised() -> Vec<Rule> {
     let target = |to| Expr::payload(Header::Transport, 8, 16, to);
     vec![
-        rule([with_port(target(AFTER_NAME)), vec![is_in(addresses(Family::V6)), goto(IPV6_OWN)]].concat()),
-        rule([is_link_local(target(KEY)), vec![goto(IPV6_OWN)]].concat()),
+        with_port(ETHER_IPV6, target(AFTER_NAME), [is_in(addresses(Family::V6)), goto(IPV6_OWN)]),
+        of(ETHER_IPV6, [is_link_local(target(KEY)), vec![goto(IPV6_OWN)]].concat()),
         rule(vec![drop()]).comment("another's IPv6 address"),
     ]
 }
