@@ -83,6 +83,35 @@ pub fn is_of(link: &Link, owner: OwnerId) -> bool {
         }
 }
 
+/// Removes the links of one owner, its veth and its ifb, and waits until both are gone, once. Nothing there is success.
+/// Two links are removed by threads of their own, in the calling thread's network namespace.
+///
+/// # Errors
+/// Something else stands under one of the names; then that stays and the other goes. The kernel's.
+pub fn remove(netlink: &mut Netlink, owner: OwnerId) -> Result<()> {
+    let mut doomed = Vec::new();
+    let mut result = Ok(());
+    for name in links_of(owner) {
+        match netlink.link(LinkRef::Name(&name))? {
+            None => {}
+            Some(link) if is_any_of(&link, owner) => doomed.push(link),
+            Some(link) => result = Err(foreign(&link)),
+        }
+    }
+    let removed = match doomed.as_slice() {
+        [] => Ok(()),
+        [only] => match netlink.apply(&[link::delete(only.index, &only.name)]) {
+            Err(error) if !error.is_missing() => Err(Error { index: None, ..error }),
+            _ => Ok(()),
+        },
+        both => {
+            let both: Vec<_> = both.iter().map(|link| (owner, link)).collect();
+            remove_each(&both).into_iter().next().map_or(Ok(()), |(_, failure)| Err(failure))
+        }
+    };
+    result.and(removed)
+}
+
 /// Removes the links of these owners, veths and ifbs. The result has an entry for each: `Ok` when nothing of the owner's
 /// is left, also if there was nothing.
 ///

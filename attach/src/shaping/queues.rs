@@ -193,7 +193,7 @@ pub fn unshape(host: &mut Netlink, owner: OwnerId, host_end: Option<&str>) -> Re
     }
     match removal::find_shaper(host, owner)? {
         Found::Missing => Ok(()),
-        // Before the filter that names it is removed, packets would be lost; the link may be in use still.
+        // After the filter that hands it packets, which would be lost else: a given link stays in use.
         Found::Ours(ifb) => gone(host, link::delete(ifb.index, &ifb.name)),
         Found::Foreign(link) => Err(removal::foreign(&link)),
     }

@@ -131,9 +131,9 @@ fn both_links_go_in_one_removal_and_a_stranger_stays() {
         let found: Vec<_> = removal::shapers(&all).map(|(owner, _)| owner).collect();
         assert_eq!(found, pods.iter().map(|pod| pod.owner().id()).collect::<Vec<_>>());
 
-        // One alone; its interface and its ifb are waited for together.
         let first = pods[0].owner().id();
-        assert!(removal::remove_many(&mut host, &[first]).expect("removed")[&first].is_ok());
+        removal::remove(&mut host, first).expect("removed");
+        removal::remove(&mut host, first).expect("again");
         assert_eq!(links(&mut host).len(), 1 + 4);
         // What a killed DEL leaves: an ifb that is nobody's.
         let second = pods[1].owner().id();
@@ -153,6 +153,7 @@ fn both_links_go_in_one_removal_and_a_stranger_stays() {
         host.apply(&link::change(LinkRef::Name(&name), &alias)).expect("named");
         let removed = removal::remove_many(&mut host, &[first]).expect("looked");
         assert!(removed[&first].is_err());
+        assert!(removal::remove(&mut host, first).is_err());
         let error = pods[0].attach(&mut host).expect_err("its name is taken");
         assert!(error.to_string().contains("is not podwire's"), "{error}");
         assert_eq!(links(&mut host), [name.as_str(), BRIDGE], "what was made was taken back");
