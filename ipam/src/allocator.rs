@@ -495,7 +495,7 @@ fn put_rules(engine: &Engine, notices: &mut Vec<String>) -> Result<(), Error> {
 /// What became of each of a plan's links.
 pub type Removed = std::collections::BTreeMap<OwnerId, podwire_kernel::Result<()>>;
 
-/// Removes the links of the leases that a GC ends.
+/// Removes the links of the leases that a GC ends, and what others have left behind.
 ///
 /// # Errors
 /// The links cannot be listed.
@@ -505,6 +505,7 @@ pub fn remove_links(plan: &GcPlan) -> Result<Removed, Error> {
         .iter()
         .filter(|lease| lease.attachment.link.is_some())
         .map(|lease| lease.attachment.owner.id())
+        .chain(plan.strays.iter().copied())
         .collect();
     if owners.is_empty() {
         return Ok(Removed::new());

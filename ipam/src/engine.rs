@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use podwire_attach::{Attachment, NetworkId, Owner, OwnerId};
+use podwire_attach::{Attachment, NetworkId, Owner, OwnerId, removal};
 use podwire_kernel::link::{Link, LinkRef};
 use podwire_kernel::{Netlink, Netns, NetnsError, clock};
 
@@ -297,10 +297,11 @@ impl Engine {
         valid: &[(String, String)],
         runtime: Option<&str>,
     ) -> Result<GcPlan, Error> {
-        let (seen, ..) = self.observe()?;
+        let (seen, links, _) = self.observe()?;
         self.batch(|batch| {
-            let plan = batch.pool.gc(network, valid, runtime, &seen);
+            let mut plan = batch.pool.gc(network, valid, runtime, &seen);
             batch.apply(plan.changes.clone());
+            plan.strays = strays(batch.pool, &seen, &links);
             if !plan.remove.is_empty() {
                 batch.durability = Durability::Lasting;
             }
@@ -358,8 +359,9 @@ impl Engine {
             found.unknown.extend(remembered.unknown);
         }
         let (plan, notices) = self.lazily(|batch| {
-            let plan = batch.pool.sweep(&seen, batch.now);
+            let mut plan = batch.pool.sweep(&seen, batch.now);
             batch.apply(plan.changes.clone());
+            plan.strays = strays(batch.pool, &seen, &links);
             if found.is_empty() {
                 return (plan, Vec::new());
             }
@@ -476,6 +478,14 @@ impl Engine {
 
 fn cached() -> Vec<CachedResult> {
     cached_results::read(cached_results::DIRECTORY.as_ref())
+}
+
+/// Owners that have neither lease nor interface any more, but the link by which they were shaped.
+fn strays(pool: &Pool, seen: &Observation, links: &[Link]) -> Vec<OwnerId> {
+    removal::shapers(links)
+        .map(|(owner, _)| owner)
+        .filter(|owner| pool.lease(*owner).is_none() && !seen.links.contains(&owner.link_name()))
+        .collect()
 }
 
 /// What can be said about the netns of an attachment without a link of ours.
@@ -676,6 +686,11 @@ impl Batch<'_> {
     /// See [`Engine::removing_rules`].
     pub fn removing_rules(&mut self, owner: OwnerId) {
         self.removing.insert(owner);
+    }
+
+    /// See [`Engine::rules_removed`].
+    pub fn rules_removed(&mut self, owner: OwnerId) {
+        self.removing.remove(&owner);
     }
 
     /// Ends a lease whose interface is gone.

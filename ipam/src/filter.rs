@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use podwire_attach::rules::{self, Repaired, RulesError};
-use podwire_attach::{Attachment, OwnerId, Protocol, Role, Traffic};
+use podwire_attach::{Attachment, OwnerId, Protocol, Role, Traffic, conntrack, withdraw};
+use podwire_kernel::Netlink;
 use podwire_kernel::nft::Nft;
 
 use crate::{Error, Lease, LeaseState};
@@ -108,7 +109,12 @@ pub fn has_rest(attachment: &Attachment) -> bool {
 pub fn remove_rest(lease: &Lease) -> Result<(), Error> {
     let attachment = &lease.attachment;
     let owner = &attachment.owner;
-    let removed: podwire_kernel::Result<()> = Ok(());
+    let removed = match owner.role {
+        Role::Main => conntrack::flush_of(attachment).map(drop),
+        Role::Chained => {
+            Netlink::open().and_then(|mut host| withdraw(&mut host, owner.id(), Some(attachment)))
+        }
+    };
     removed.map_err(|error| Error::kernel(format!("remove what the node has of {owner}"), error))
 }
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use podwire_attach::{Attachment, NetworkId, Owner};
+use podwire_attach::{Attachment, NetworkId, Owner, Role};
 
 use crate::cached_results::CachedResult;
 use crate::{Error, Lease, RangeSet, pod_address};
@@ -254,6 +254,10 @@ pub fn export(contents: &Contents, directory: &Path, force: bool) -> Result<Expo
     clear(directory, force)?;
     let mut exported = Exported::default();
     for lease in &contents.leases {
+        // host-local knows one owner of an interface: it is the one that has its addresses.
+        if lease.attachment.owner.role == Role::Chained {
+            continue;
+        }
         let Owner { container, ifname, .. } = &lease.attachment.owner;
         // The old form for what came in it: host-local finds it by the id alone.
         let content = match ifname.as_str() {

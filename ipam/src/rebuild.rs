@@ -59,12 +59,22 @@ pub(crate) fn orphans(
         BTreeMap::new()
     };
     let bridges: BTreeMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
+    // A pod that may do so gives itself any address. What another's alias says counts for more.
+    let said: BTreeMap<(NetworkId, IpAddr), OwnerId> = orphans
+        .iter()
+        .flat_map(|Orphan { alias, .. }| {
+            alias.addresses.iter().map(|address| ((alias.network_id, address.ip()), alias.owner_id))
+        })
+        .collect();
     let mut found = Found::default();
     for Orphan { link, alias } in orphans {
         let remembered = cached.get(&alias.owner_id);
         let mut addresses = alias.addresses.clone();
         for address in pod_addresses(netlink, link) {
-            if !addresses.iter().any(|known| known.ip() == address.ip()) {
+            let of = said.get(&(alias.network_id, address.ip()));
+            if of.is_none_or(|owner| *owner == alias.owner_id)
+                && !addresses.iter().any(|known| known.ip() == address.ip())
+            {
                 addresses.push(address);
             }
         }

@@ -187,6 +187,9 @@ pub struct SweepPlan {
     /// Leases whose DEL has begun while their interface is still there: the DEL may have died. To finish it,
     /// remove the link, then `Pool::finish_delete`.
     pub unfinished: Vec<Lease>,
+    /// Owners without a lease that have nothing but a link by which they were shaped: the pod took the other one along
+    /// when it died. The engine fills it in.
+    pub strays: Vec<OwnerId>,
 }
 
 /// What a GC of one network comes to.
@@ -196,6 +199,8 @@ pub struct GcPlan {
     pub changes: Vec<Change>,
     /// Leases that nobody claims, now `Deleting`: remove their links, then `Pool::finish_delete` each.
     pub remove: Vec<Lease>,
+    /// As in a sweep's plan.
+    pub strays: Vec<OwnerId>,
     /// Leases that the caller does not claim but that another runtime added and that are live: to be reported.
     pub foreign: Vec<Lease>,
 }

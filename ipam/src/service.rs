@@ -394,3 +394,33 @@ pub fn read_request(body: &[u8], speaks: &RangeInclusive<u32>) -> Result<Request
 pub fn response(version: u32, id: u64, speaks: &RangeInclusive<u32>, result: Outcome) -> Response {
     Response { version, speaks: (*speaks.start(), *speaks.end()), id, result }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(container: &str) -> Lease {
+        let text = format!(
+            r#"{{"attachment":{{"owner":{{"network":"n","container":"{container}","ifname":"eth0"}},"addresses":[],"mac":null,"link":null,"bridge":null,"netns":"","netns_identity":null,"pod":null,"runtime":null}},"state":"deleting","origin":"add","generation":1,"boot_id":""}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn the_end_of_one_lease_or_none_is_told_as_in_version_1() {
+        let none: Deletion = serde_json::from_str(r#"{"done":null}"#).unwrap();
+        assert_eq!(none, Deletion::Done(Vec::new()));
+        assert_eq!(serde_json::to_string(&none).unwrap(), r#"{"done":null}"#);
+        let one = serde_json::to_value(Deletion::Remove(vec![lease("a")])).unwrap();
+        assert_eq!(one["remove"]["attachment"]["owner"]["container"], "a");
+        for leases in [vec![lease("a")], vec![lease("a"), lease("b")]] {
+            let deletion = Deletion::Remove(leases);
+            let text = serde_json::to_string(&deletion).unwrap();
+            assert_eq!(serde_json::from_str::<Deletion>(&text).unwrap(), deletion);
+        }
+        let old: Op =
+            serde_json::from_str(r#"{"delete":{"owner":{"network":"n","container":"a","ifname":"eth0"}}}"#)
+                .unwrap();
+        assert_eq!(old, Op::Delete { owner: Owner::new("n", "a", "eth0"), ends: Ends::Addresses });
+    }
+}

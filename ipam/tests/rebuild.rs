@@ -29,7 +29,7 @@ fn make_link(owner: &Owner, address: &str) {
         mac: None,
         controller: None,
         group: None,
-        peer_name: "peer",
+        peer_name: &format!("p{}", name.trim_start_matches("pw")),
         peer_netns: std::os::fd::AsFd::as_fd(&here),
         peer_mac: None,
     };
@@ -84,5 +84,30 @@ fn a_command_typed_in_a_pod_leaves_a_broken_store_to_be_rebuilt_where_the_links_
     on_a_node(|| {
         make_link(&owner, "10.9.0.5/24");
         assert_eq!(open(&dirs, Vantage::Runtime).0, 1);
+    });
+}
+
+#[test]
+fn an_address_that_a_pod_has_given_itself_stays_the_one_whose_alias_has_it() {
+    let root = tempfile::tempdir().unwrap();
+    let (_, dirs) = pod_and_dirs(root.path());
+    on_a_node(|| {
+        // Many, so that the honest one is not found first by chance alone.
+        let thieves: Vec<Owner> =
+            (0..8).map(|number| Owner::new("n", format!("thief{number}"), "eth0")).collect();
+        let honest = Owner::new("n", "honest", "eth0");
+        let mut netlink = Netlink::open().unwrap();
+        for (number, owner) in (10..).zip(&thieves) {
+            make_link(owner, &format!("10.9.0.{number}/24"));
+            let peer = netlink.link(LinkRef::Name(&owner.link_name())).unwrap().unwrap().peer_index.unwrap();
+            let stolen = podwire_kernel::addr::add(peer, "10.9.0.5/24".parse().unwrap(), true);
+            netlink.apply(&[stolen]).unwrap();
+        }
+        make_link(&honest, "10.9.0.5/24");
+        let (lock, _wanted) = Lock::wait(&dirs).unwrap();
+        let engine = Engine::open(&dirs, lock, Vantage::Runtime).unwrap();
+        let lease = engine.pool().lease(honest.id()).expect("a lease");
+        let addresses: Vec<String> = lease.held().map(|address| address.to_string()).collect();
+        assert_eq!(addresses, ["10.9.0.5"]);
     });
 }

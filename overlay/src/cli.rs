@@ -57,6 +57,12 @@ pub(crate) enum Command {
     /// Look at the addresses of this node's pods
     #[command(subcommand)]
     Ipam(Ipam),
+    /// Remove what podwire has in the node's packet filter
+    ///
+    /// Its own tables (inet podwire, bridge podwire) and the accept rules that it has put into other programs' forward
+    /// chains. For uninstalling: pods that still run lose their host ports, their masquerade and their checks. The agent
+    /// must not run, it would put everything back; so does the next ADD of a pod.
+    Cleanup,
     /// Print the completions for a shell
     ///
     /// For bash: podwired completions bash > /etc/bash_completion.d/podwired

@@ -4,7 +4,10 @@ use std::io::{self, Write};
 
 use clap::CommandFactory;
 use clap_complete::Shell;
+use podwire_attach::rules;
+use podwire_attach::{PortMapping, Role};
 use podwire_ipam::{Allocator, Dirs, Lease, LeaseState, Origin, Patience, Vantage, import};
+use podwire_kernel::nft::Nft;
 use serde_json::{Value, json};
 
 use crate::cli::{Cli, Export, List};
@@ -58,6 +61,17 @@ pub(crate) fn export(dirs: &Dirs, options: &Export) -> Result<(), String> {
     print(&text)
 }
 
+/// `podwired cleanup`.
+pub(crate) fn cleanup(dirs: &Dirs) -> Result<(), String> {
+    if Allocator::agent(dirs).map_err(|error| error.chain())?.is_some() {
+        return Err("the agent runs and would put everything back: stop it first".to_owned());
+    }
+    let failed = |error: &dyn std::fmt::Display| format!("remove podwire's packet filter rules: {error}");
+    let mut nft = Nft::open().map_err(|error| failed(&error))?;
+    rules::uninstall(&mut nft).map_err(|error| failed(&error))?;
+    print("podwire's tables and its accept rules in other programs' chains are removed\n")
+}
+
 /// `podwired completions`.
 pub(crate) fn completions(shell: Shell) -> Result<(), String> {
     let mut text = Vec::new();
@@ -93,7 +107,10 @@ fn as_json(leases: &[Lease]) -> String {
                 "network": attachment.owner.network,
                 "container": attachment.owner.container,
                 "ifname": attachment.owner.ifname,
+                "role": role(attachment.owner.role),
                 "addresses": attachment.addresses.iter().map(|a| a.address.to_string()).collect::<Vec<_>>(),
+                "given": attachment.given.iter().map(|a| a.address.to_string()).collect::<Vec<_>>(),
+                "ports": lease.ports().map(|port| port_text(&port)).collect::<Vec<_>>(),
                 "state": state(lease),
                 "origin": origin(lease),
                 "link": attachment.link,
@@ -111,23 +128,32 @@ fn as_json(leases: &[Lease]) -> String {
 }
 
 fn as_table(leases: &[Lease]) -> String {
-    let header = ["NETWORK", "ADDRESSES", "STATE", "POD", "CONTAINER", "IFNAME"].map(str::to_owned);
+    let header = ["NETWORK", "ADDRESSES", "PORTS", "STATE", "POD", "CONTAINER", "IFNAME"].map(str::to_owned);
     let rows = leases.iter().map(|lease| {
         let attachment = &lease.attachment;
-        let addresses: Vec<String> = attachment.addresses.iter().map(|a| a.address.to_string()).collect();
+        // Another plugin's in brackets: they are not this store's to give.
+        let own = attachment.addresses.iter().map(|a| a.address.to_string());
+        let given = attachment.given.iter().map(|a| format!("({})", a.address));
+        let addresses: Vec<String> = own.chain(given).collect();
+        let ports: Vec<String> = lease.ports().map(|port| port_text(&port)).collect();
+        let chained = match attachment.owner.role {
+            Role::Main => "",
+            Role::Chained => " (chained)",
+        };
         let pod = attachment.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name));
         let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
         [
             attachment.owner.network.clone(),
             or_dash(addresses.join(",")),
+            or_dash(listed(&ports)),
             state(lease).to_owned(),
             or_dash(pod.unwrap_or_default()),
             attachment.owner.container.clone(),
-            or_dash(attachment.owner.ifname.clone()),
+            or_dash(format!("{}{chained}", attachment.owner.ifname)),
         ]
     });
-    let rows: Vec<[String; 6]> = std::iter::once(header).chain(rows).collect();
-    let mut widths = [0; 6];
+    let rows: Vec<[String; 7]> = std::iter::once(header).chain(rows).collect();
+    let mut widths = [0; 7];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.len());
@@ -141,6 +167,27 @@ fn as_table(leases: &[Lease]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// `8080/tcp->80`.
+fn port_text(port: &PortMapping) -> String {
+    format!("{port}->{}", port.container_port)
+}
+
+/// The first ones of many, for a line that is read.
+fn listed(ports: &[String]) -> String {
+    const FEW: usize = 4;
+    match ports.get(..FEW) {
+        Some(first) if ports.len() > FEW => format!("{},+{}", first.join(","), ports.len() - FEW),
+        _ => ports.join(","),
+    }
+}
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::Main => "main",
+        Role::Chained => "chained",
+    }
 }
 
 fn state(lease: &Lease) -> &'static str {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podwire_attach::removal::{self, Found};
-use podwire_attach::{Owner, step::step};
+use podwire_attach::{Owner, OwnerId, step::step};
 use podwire_kernel::events::{Event, Events, Topics};
 use podwire_kernel::link::{Link, LinkRef};
 use podwire_kernel::{Netlink, Netns, detached};
@@ -135,7 +135,7 @@ impl Links {
         let netlink = &mut self.0.netlink.borrow_mut();
         let mut found = vec![removal::find(netlink, owner)?];
         if is_shaped {
-            found.extend(None);
+            found.push(removal::find_shaper(netlink, owner.id())?);
         }
         let ours = found.into_iter().filter_map(|found| match found {
             Found::Ours(link) => Some(*link),
@@ -146,6 +146,14 @@ impl Links {
             Found::Missing => None,
         });
         Ok(ours.collect())
+    }
+
+    /// The link that an owner was shaped by, whose interface is gone.
+    pub(crate) fn find_stray(&self, owner: OwnerId) -> Result<Option<Link>, podwire_kernel::Error> {
+        Ok(match removal::find_shaper(&mut self.0.netlink.borrow_mut(), owner)? {
+            Found::Ours(link) => Some(*link),
+            Found::Foreign(_) | Found::Missing => None,
+        })
     }
 
     /// Removes links at once. Returns when all are gone.

@@ -9,6 +9,7 @@ mod log;
 mod notify;
 mod rules;
 mod serve;
+mod upcoming;
 mod writer;
 
 use std::io::Write;
@@ -36,6 +37,7 @@ fn run(cli: cli::Cli) -> Result<(), String> {
         }
         cli::Command::Ipam(cli::Ipam::List(options)) => commands::list(&dirs, &options),
         cli::Command::Ipam(cli::Ipam::Export(options)) => commands::export(&dirs, &options),
+        cli::Command::Cleanup => commands::cleanup(&dirs),
         cli::Command::Completions { shell } => commands::completions(shell),
     }
 }

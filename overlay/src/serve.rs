@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use crate::links::{Links, Slot};
 use crate::rules::{Cause, Rules};
-use crate::writer::{Reply, Task, Writer, has_hung_up};
+use crate::writer::{Leftover, Reply, Task, Writer, has_hung_up};
 
 /// How many clients are served at once; more wait in the socket's queue. A node starts some dozens of pods at once, and
 /// each takes one of the 1,024 files that a process may have open.
@@ -389,16 +389,29 @@ async fn gc(service: &Service, plan: podwire_ipam::GcPlan) -> Result<Answer, Fai
     Ok(Answer::Gc(report))
 }
 
-/// Finishes DELs that died on the way.
-pub(crate) async fn finish(service: Service, mut unfinished: mpsc::UnboundedReceiver<Lease>) {
-    while let Some(lease) = unfinished.recv().await {
-        // Another plugin's interface is for its DEL to remove.
-        if !is_for_us(&lease) {
-            continue;
-        }
-        // What fails is found again by the next sweep.
-        if let Err(error) = finish_one(&service, &lease).await {
-            tracing::error!(owner = %lease.attachment.owner, "{}; its lease stays", error.msg);
+/// Finishes what died on the way.
+pub(crate) async fn finish(service: Service, mut unfinished: mpsc::UnboundedReceiver<Leftover>) {
+    // What fails is found again by the next sweep.
+    while let Some(leftover) = unfinished.recv().await {
+        match leftover {
+            // Another plugin's interface is for its DEL to remove.
+            Leftover::Deleting(lease) if is_for_us(&lease) => {
+                if let Err(error) = finish_one(&service, &lease).await {
+                    tracing::error!(owner = %lease.attachment.owner, "{}; its lease stays", error.msg);
+                }
+            }
+            Leftover::Deleting(_) => {}
+            Leftover::Shaper(owner) => {
+                let slot = service.links.slot().await;
+                let removed = match service.links.find_stray(owner) {
+                    Ok(None) => Ok(()),
+                    Ok(Some(link)) => service.links.remove(slot, &link).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = removed {
+                    tracing::error!(%owner, %error, "cannot remove a link that nobody uses");
+                }
+            }
         }
     }
 }

@@ -3,7 +3,6 @@
 //! It takes what has queued up, carries it out in memory, commits it as one transaction with one flush and one
 //! fdatasync, and answers all: fifty ADDs at once wait for a handful of writes to the disk, not for fifty.
 
-use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -13,11 +12,12 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use podwire_attach::{OwnerId, step::step};
 use podwire_ipam::service::{Answer, Failure, Op};
-use podwire_ipam::{Batch, Engine, Error, GcPlan, Lease, LeaseState, Pool, WantedRules, may_have_rules};
+use podwire_ipam::{Batch, Engine, Error, GcPlan, Lease, LeaseState, WantedRules, may_have_rules};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
 use crate::rules::{Cause, Rules};
+use crate::upcoming::Upcoming;
 
 /// How many operations one commit has at most, so that the first of them is not answered too late.
 const BATCH: usize = 256;
@@ -53,6 +53,14 @@ pub(crate) enum Task {
     Stop,
 }
 
+/// What a sweep has found that is to be removed.
+pub(crate) enum Leftover {
+    /// All that a lease has whose DEL has died.
+    Deleting(Box<Lease>),
+    /// The link by which an owner was shaped that has nothing else any more.
+    Shaper(OwnerId),
+}
+
 /// What an operation has come to.
 pub(crate) enum Reply {
     /// It is done.
@@ -70,12 +78,12 @@ pub(crate) enum Reply {
 pub(crate) struct Writer(Sender<Task>);
 
 impl Writer {
-    /// Starts the thread. Leases that a sweep finds half deleted go to `unfinished`; `ended` is dropped when it ends,
+    /// Starts the thread. What a sweep finds half deleted goes to `unfinished`; `ended` is dropped when it ends,
     /// however it does.
     pub(crate) fn start(
         engine: Engine,
         rules: Rules,
-        unfinished: tokio::sync::mpsc::UnboundedSender<Lease>,
+        unfinished: tokio::sync::mpsc::UnboundedSender<Leftover>,
         ended: oneshot::Sender<()>,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (sender, tasks) = channel();
@@ -83,8 +91,7 @@ impl Writer {
             let _ended = ended;
             let state = State {
                 engine,
-                rules,
-                reserved: BTreeMap::new(),
+                upcoming: Upcoming::new(rules),
                 unfinished,
                 next_sweep: Instant::now(),
                 lazy_since: None,
@@ -134,10 +141,8 @@ impl Writer {
 
 struct State {
     engine: Engine,
-    rules: Rules,
-    /// Reservations of pods with rules: their generations, and the repairs' epoch then.
-    reserved: BTreeMap<OwnerId, (u64, u64)>,
-    unfinished: tokio::sync::mpsc::UnboundedSender<Lease>,
+    upcoming: Upcoming,
+    unfinished: tokio::sync::mpsc::UnboundedSender<Leftover>,
     next_sweep: Instant,
     /// Since when there is something that a power cut would lose.
     lazy_since: Option<Instant>,
@@ -211,8 +216,8 @@ impl State {
         let mut waiting: Vec<Waiting> = Vec::new();
         let mut reads = Vec::new();
         let mut questions = Vec::new();
-        let (mut removing, mut removed) = (Vec::new(), Vec::new());
-        let Self { engine, rules, reserved, .. } = self;
+        let mut removing = Vec::new();
+        let Self { engine, upcoming, .. } = self;
         let committed = engine.batch(|batch| {
             for task in tasks {
                 match task {
@@ -227,7 +232,7 @@ impl State {
                         let owner = owner_of(&op);
                         let result = plan(batch, op, &client);
                         if let (Ok(_), Some(owner)) = (&result, owner) {
-                            came_up(batch.pool(), owner, reserved, rules);
+                            upcoming.came_up(batch.pool(), owner);
                         }
                         let _ = answer.send(result.map_err(|error| fail(&error)));
                     }
@@ -235,28 +240,18 @@ impl State {
                         let owner = owner_of(&op);
                         let result = plan(batch, op, &client).map_err(|error| fail(&error));
                         match (&result, owner) {
-                            (Ok(Reply::Answer(Answer::Grant(grant))), Some(owner)) => {
-                                if batch
-                                    .pool()
-                                    .lease(owner)
-                                    .is_some_and(|lease| may_have_rules(&lease.attachment))
-                                {
-                                    reserved.insert(owner, (grant.generation, rules.epoch().now()));
-                                }
+                            (Ok(Reply::Answer(Answer::Grant(_))), Some(owner)) => {
+                                upcoming.reserved(batch.pool(), owner);
                             }
-                            (Ok(Reply::Begun(leases)), _) => {
-                                let with_ports = leases.iter().filter(|lease| lease.ports().next().is_some());
-                                for owner in with_ports.map(|lease| lease.attachment.owner.id()) {
-                                    batch.removing_rules(owner);
-                                    removing.push(owner);
-                                }
-                            }
+                            (Ok(Reply::Begun(leases)), _) => removing.extend(begin_removal(batch, leases)),
                             _ => {}
                         }
                         waiting.push(Waiting { answer, result });
                     }
                     Task::Op { op, answer, .. } => reads.push((op, answer)),
-                    Task::RulesRemoved(owners) => removed.extend(owners),
+                    Task::RulesRemoved(owners) => {
+                        owners.into_iter().for_each(|owner| batch.rules_removed(owner));
+                    }
                     Task::WantedRules(answer) => questions.push(answer),
                     Task::Knows(owner, answer) => {
                         let _ = answer.send(batch.pool().lease(owner).is_some());
@@ -279,11 +274,10 @@ impl State {
             }
             Err(error) => {
                 tracing::error!(error = error.chain(), "cannot record a change of addresses");
-                removed.append(&mut removing);
+                removing.into_iter().for_each(|owner| self.engine.rules_removed(owner));
                 Some(fail(&error))
             }
         };
-        removed.into_iter().for_each(|owner| self.engine.rules_removed(owner));
         for answer in questions {
             let _ = answer.send(WantedRules::of(self.engine.pool().leases()));
         }
@@ -324,25 +318,23 @@ impl State {
             match self.engine.sweep() {
                 Ok(swept) => {
                     if swept.released.iter().any(|lease| may_have_rules(&lease.attachment)) {
-                        self.rules.changed(Cause::Ended);
+                        self.upcoming.rules.changed(Cause::Ended);
                     }
                     for lease in swept.released {
                         tracing::info!(owner = %lease.attachment.owner, "lease ended: its interface is gone");
                     }
                     for lease in swept.unfinished {
-                        let _ = self.unfinished.send(lease);
+                        let _ = self.unfinished.send(Leftover::Deleting(Box::new(lease)));
+                    }
+                    for owner in swept.strays {
+                        let _ = self.unfinished.send(Leftover::Shaper(owner));
                     }
                 }
                 Err(error) => {
                     tracing::error!(error = error.chain(), "cannot compare the leases with the links");
                 }
             }
-            let pool = self.engine.pool();
-            self.reserved.retain(|owner, (generation, _)| {
-                pool.lease(*owner).is_some_and(|lease| {
-                    lease.generation == *generation && lease.state == LeaseState::Reserved
-                })
-            });
+            self.upcoming.forget_ended(self.engine.pool());
             for notice in self.engine.take_notices() {
                 tracing::warn!("{notice}");
             }
@@ -397,23 +389,20 @@ fn plan(batch: &mut Batch<'_>, op: Op, client: &UnixStream) -> Result<Reply, Err
     })
 }
 
+/// From the beginning of a DEL until its rules are gone nobody else is given its ports.
+fn begin_removal(batch: &mut Batch<'_>, leases: &[Lease]) -> Vec<OwnerId> {
+    let with_ports = leases.iter().filter(|lease| lease.ports().next().is_some());
+    let owners: Vec<OwnerId> = with_ports.map(|lease| lease.attachment.owner.id()).collect();
+    owners.iter().for_each(|owner| batch.removing_rules(*owner));
+    owners
+}
+
 /// Whose attachment it makes or ends its making of.
 fn owner_of(op: &Op) -> Option<OwnerId> {
     match op {
         Op::Reserve(request) => Some(request.attachment.owner.id()),
         Op::Attached { owner, .. } => Some(owner.id()),
         _ => None,
-    }
-}
-
-/// A repair that was made while an ADD was under way has left its rules alone, and so whatever had been done to them.
-fn came_up(pool: &Pool, owner: OwnerId, reserved: &mut BTreeMap<OwnerId, (u64, u64)>, rules: &Rules) {
-    let then = reserved.remove(&owner);
-    let Some(lease) = pool.lease(owner).filter(|lease| may_have_rules(&lease.attachment)) else { return };
-    let is_still = then
-        .is_some_and(|(generation, epoch)| generation == lease.generation && rules.epoch().is_still(epoch));
-    if !is_still {
-        rules.changed(Cause::Attached);
     }
 }
 

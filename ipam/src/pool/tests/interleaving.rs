@@ -405,7 +405,8 @@ impl World {
             |port: &&PortMapping| self.rules.iter().any(|(other, of)| other.conflicts(port) && is_live(of));
         if let Some(port) = adding.ports.iter().find(taken) {
             let (_, of) = self.rules.iter().find(|(other, _)| other.conflicts(port)).expect("found above");
-            let known = self.pool.lease(*of).is_some_and(|lease| lease.attachment.traffic.is_some());
+            let known =
+                self.pool.lease(*of).is_some_and(|lease| lease.ports().any(|other| other.conflicts(port)));
             assert!(!known, "{port} was given to c{index} and is that of {of}");
             return;
         }
