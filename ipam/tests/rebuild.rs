@@ -1,12 +1,13 @@
 //! Stores that were not filled by whoever made them.
 
 use std::fs;
+use std::os::fd::AsFd;
 
 use nix::sched::{CloneFlags, unshare};
 use podwire_attach::{Owner, alias};
 use podwire_ipam::{Dirs, Engine, Lock, SledStore, Vantage};
 use podwire_kernel::link::{self, LinkChange, LinkRef, VethSpec};
-use podwire_kernel::{Netlink, Netns};
+use podwire_kernel::{Netlink, Netns, addr};
 
 /// Runs `work` on a thread in a network namespace of its own.
 #[expect(clippy::expect_used, reason = "a test that lacks privilege fails and says which")]
@@ -21,7 +22,12 @@ fn on_a_node<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 
 #[expect(clippy::expect_used, reason = "a test that lacks privilege fails and says which")]
 fn make_link(owner: &Owner, address: &str) {
-    let here = Netns::current().expect("/proc");
+    make_link_into(&Netns::current().expect("/proc"), owner, address);
+}
+
+/// A pod's link, its other end in that namespace.
+#[expect(clippy::expect_used, reason = "a test that lacks privilege fails and says which")]
+fn make_link_into(pod: &Netns, owner: &Owner, address: &str) {
     let name = owner.link_name();
     let spec = VethSpec {
         name: &name,
@@ -29,8 +35,8 @@ fn make_link(owner: &Owner, address: &str) {
         mac: None,
         controller: None,
         group: None,
-        peer_name: &format!("p{}", name.trim_start_matches("pw")),
-        peer_netns: std::os::fd::AsFd::as_fd(&here),
+        peer_name: "peer",
+        peer_netns: pod.as_fd(),
         peer_mac: None,
     };
     let alias = alias::format(owner, &[address.parse().expect("an address")]);
@@ -92,22 +98,26 @@ fn an_address_that_a_pod_has_given_itself_stays_the_one_whose_alias_has_it() {
     let root = tempfile::tempdir().unwrap();
     let (_, dirs) = pod_and_dirs(root.path());
     on_a_node(|| {
-        // Many, so that the honest one is not found first by chance alone.
-        let thieves: Vec<Owner> =
-            (0..8).map(|number| Owner::new("n", format!("thief{number}"), "eth0")).collect();
-        let honest = Owner::new("n", "honest", "eth0");
-        let mut netlink = Netlink::open().unwrap();
-        for (number, owner) in (10..).zip(&thieves) {
-            make_link(owner, &format!("10.9.0.{number}/24"));
-            let peer = netlink.link(LinkRef::Name(&owner.link_name())).unwrap().unwrap().peer_index.unwrap();
-            let stolen = podwire_kernel::addr::add(peer, "10.9.0.5/24".parse().unwrap(), true);
-            netlink.apply(&[stolen]).unwrap();
-        }
+        let (thief, honest) = (Owner::new("n", "thief", "eth0"), Owner::new("n", "honest", "eth0"));
+        let pod = on_a_node(|| Netns::current().unwrap());
+        // First in the list of links, and so the first to be asked.
+        make_link_into(&pod, &thief, "10.9.0.4/24");
+        pod.run(|| {
+            let mut inside = Netlink::open().unwrap();
+            let index = inside.link(LinkRef::Name("peer")).unwrap().unwrap().index;
+            for address in ["10.9.0.5/24", "10.9.0.6/24"] {
+                inside.apply(&[addr::add(index, address.parse().unwrap(), true)]).unwrap();
+            }
+        })
+        .unwrap();
         make_link(&honest, "10.9.0.5/24");
         let (lock, _wanted) = Lock::wait(&dirs).unwrap();
         let engine = Engine::open(&dirs, lock, Vantage::Runtime).unwrap();
-        let lease = engine.pool().lease(honest.id()).expect("a lease");
-        let addresses: Vec<String> = lease.held().map(|address| address.to_string()).collect();
-        assert_eq!(addresses, ["10.9.0.5"]);
+        let addresses = |owner: &Owner| {
+            let lease = engine.pool().lease(owner.id()).expect("a lease");
+            lease.held().map(|address| address.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(addresses(&honest), ["10.9.0.5"]);
+        assert_eq!(addresses(&thief), ["10.9.0.4", "10.9.0.6"]);
     });
 }
