@@ -6,16 +6,13 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP, NetlinkSerializable};
-use netlink_packet_netfilter::conntrack::{
-    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Tuple as TupleAttribute,
-};
-use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage};
+use netlink_packet_core::{DefaultNla, NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP};
+use netlink_packet_netfilter::conntrack::{ConntrackAttribute, IPTuple, ProtoTuple, Tuple as TupleAttribute};
 use nix::errno::Errno;
 
 use crate::addr::Family;
 use crate::error::{Error, Result};
-use crate::nfnetlink::{Message, Request, Said, Socket, answers};
+use crate::nfnetlink::{Message, Request, Said, Socket, answers, emitted};
 use crate::reply::{attributes, be16_at, be32_at, ip};
 
 /// NFNL_SUBSYS_CTNETLINK, as it stands in a message's type; also IPCTNL_MSG_CT_NEW.
@@ -106,22 +103,24 @@ impl Conntrack {
     /// The connections that the filter lets through. Connections that come or go meanwhile may be among them or not.
     /// From Linux 5.8 on the kernel leaves out the others, before that they are read and left out here.
     ///
+    /// The kernel looks through all of its table, that of all namespaces: measured 9 ms for one of 262,144 empty slots,
+    /// 30 ms with 80,000 connections, and 150 ms if it tells of them all. One list for several ports is cheaper than
+    /// several.
+    ///
     /// # Errors
     /// The dump failed.
     pub fn entries(&mut self, filter: &Filter) -> Result<Vec<Entry>> {
-        let result = self.dump(filter, filter_attributes(filter)).or_else(|error| match error.errno() {
+        let result = self.dump(filter, &filter_attributes(filter));
+        let mut entries = match result {
             // A kernel that knows filters, but not this one.
-            errno if errno == Errno::EOPNOTSUPP as i32 || errno == Errno::EINVAL as i32 => {
-                self.dump(filter, Vec::new())
-            }
-            _ => Err(error),
-        });
-        let mut entries = result?;
+            Err(error) if error.errno == Errno::EOPNOTSUPP as i32 => self.dump(filter, &[])?,
+            result => result?,
+        };
         entries.retain(|entry| filter.admits(entry));
         Ok(entries)
     }
 
-    fn dump(&mut self, filter: &Filter, attributes: Vec<ConntrackAttribute>) -> Result<Vec<Entry>> {
+    fn dump(&mut self, filter: &Filter, attributes: &[u8]) -> Result<Vec<Entry>> {
         let object = format!("of protocol {}", filter.protocol);
         let request =
             request(SUBSYSTEM | 1, NLM_F_DUMP, "list connections", object, filter.family, attributes);
@@ -134,14 +133,14 @@ impl Conntrack {
     /// # Errors
     /// A failure other than the connection's absence.
     pub fn delete(&mut self, entry: &Entry) -> Result<bool> {
-        let attributes = vec![
-            ConntrackAttribute::CtaTupleOrig(tuple_attributes(&entry.original)),
-            number(CTA_ID, entry.id),
-            ConntrackAttribute::Other(DefaultNla::new(CTA_ZONE, entry.zone.to_be_bytes().to_vec())),
+        let attributes = [
+            emitted(&ConntrackAttribute::CtaTupleOrig(tuple_attributes(&entry.original))),
+            emitted(&DefaultNla::new(CTA_ID, entry.id.to_be_bytes().to_vec())),
+            emitted(&DefaultNla::new(CTA_ZONE, entry.zone.to_be_bytes().to_vec())),
         ];
         let family = Family::of(entry.original.source);
         let object = entry.to_string();
-        let request = request(DELETE, NLM_F_ACK, "forget connection", object, family, attributes);
+        let request = request(DELETE, NLM_F_ACK, "forget connection", object, family, &attributes.concat());
         match self.socket.exchange(&request, &mut |_| Ok(())) {
             Ok(_) => Ok(true),
             Err(error) if error.is_missing() => Ok(false),
@@ -165,39 +164,33 @@ fn request(
     op: &'static str,
     object: String,
     family: Family,
-    attributes: Vec<ConntrackAttribute>,
+    attributes: &[u8],
 ) -> Request {
-    let header = NetfilterHeader::new(u8::from(family.number()).into(), 0, 0);
-    // The library has no type for all kinds; they carry the same attributes.
-    let message = NetfilterMessage::new(header, ConntrackMessage::Get(attributes));
-    let mut payload = vec![0; NetlinkSerializable::buffer_len(&message)];
-    message.serialize(&mut payload);
+    // struct nfgenmsg. The library's message type would lose the flag of nested attributes that it does not know.
+    let mut payload = vec![u8::from(family.number()), 0, 0, 0];
+    payload.extend_from_slice(attributes);
     Request { kind, flags, payload, op, object }
 }
 
-fn filter_attributes(filter: &Filter) -> Vec<ConntrackAttribute> {
+fn filter_attributes(filter: &Filter) -> Vec<u8> {
     let mut proto = vec![ProtoTuple::Protocol(filter.protocol.into())];
     let mut original = FILTER_PROTOCOL;
     if let Some(port) = filter.destination_port {
         proto.push(ProtoTuple::DestinationPort(port));
         original |= FILTER_DESTINATION_PORT;
     }
-    let mut attributes = vec![ConntrackAttribute::CtaTupleOrig(vec![TupleAttribute::Proto(proto)])];
+    let mut attributes = emitted(&ConntrackAttribute::CtaTupleOrig(vec![TupleAttribute::Proto(proto)]));
     let mut reply = 0;
-    if let Some(source) = filter.reply_source {
+    // IPv6 addresses are left to the reader: the kernel (6.18) lets through those that differ.
+    if let Some(source) = filter.reply_source.filter(IpAddr::is_ipv4) {
         let tuple = vec![TupleAttribute::Ip(vec![IPTuple::SourceAddress(source)])];
-        attributes.push(ConntrackAttribute::CtaTupleReply(tuple));
+        attributes.extend(emitted(&ConntrackAttribute::CtaTupleReply(tuple)));
         reply = FILTER_SOURCE;
     }
     // CTA_FILTER_ORIG_FLAGS and CTA_FILTER_REPLY_FLAGS, in the machine's byte order.
-    let mut flags = Vec::new();
-    for (kind, value) in [(1, original), (2, reply)] {
-        let attribute = DefaultNla::new(kind, value.to_ne_bytes().to_vec());
-        let at = flags.len();
-        flags.resize(at + attribute.buffer_len(), 0);
-        attribute.emit(flags.get_mut(at..).unwrap_or_default());
-    }
-    attributes.push(ConntrackAttribute::Other(DefaultNla::new(CTA_FILTER | NLA_F_NESTED, flags)));
+    let flags = [(1, original), (2, reply)];
+    let flags = flags.map(|(kind, value)| emitted(&DefaultNla::new(kind, value.to_ne_bytes().to_vec())));
+    attributes.extend(emitted(&DefaultNla::new(CTA_FILTER | NLA_F_NESTED, flags.concat())));
     attributes
 }
 
@@ -213,10 +206,6 @@ fn tuple_attributes(tuple: &Tuple) -> Vec<TupleAttribute> {
             ProtoTuple::DestinationPort(tuple.destination_port),
         ]),
     ]
-}
-
-fn number(kind: u16, value: u32) -> ConntrackAttribute {
-    ConntrackAttribute::Other(DefaultNla::new(kind, value.to_be_bytes().to_vec()))
 }
 
 /// The connections that the messages of a datagram describe: this decoder for fuzzing.
@@ -307,16 +296,17 @@ mod tests {
     }
 
     fn datagram(entry: &Entry) -> Vec<u8> {
-        let attributes = vec![
-            ConntrackAttribute::CtaTupleOrig(tuple_attributes(&entry.original)),
-            ConntrackAttribute::CtaTupleReply(tuple_attributes(&entry.reply)),
+        let number = |kind, value: u32| emitted(&DefaultNla::new(kind, value.to_be_bytes().to_vec()));
+        let attributes = [
+            emitted(&ConntrackAttribute::CtaTupleOrig(tuple_attributes(&entry.original))),
+            emitted(&ConntrackAttribute::CtaTupleReply(tuple_attributes(&entry.reply))),
             number(3, entry.status),
             number(CTA_ID, entry.id),
-            ConntrackAttribute::Other(DefaultNla::new(CTA_ZONE, entry.zone.to_be_bytes().to_vec())),
-            ConntrackAttribute::Other(DefaultNla::new(99, vec![1, 2, 3])),
+            emitted(&DefaultNla::new(CTA_ZONE, entry.zone.to_be_bytes().to_vec())),
+            emitted(&DefaultNla::new(99, vec![1, 2, 3])),
         ];
         let family = Family::of(entry.original.source);
-        let told = request(SUBSYSTEM, 0, "", String::new(), family, attributes);
+        let told = request(SUBSYSTEM, 0, "", String::new(), family, &attributes.concat());
         let mut bytes = u32::try_from(16 + told.payload.len()).expect("short").to_ne_bytes().to_vec();
         bytes.extend_from_slice(&told.kind.to_ne_bytes());
         bytes.extend_from_slice(&[0; 10]);

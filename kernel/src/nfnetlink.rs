@@ -2,7 +2,7 @@
 
 use std::io;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST};
+use netlink_packet_core::{Emitable, NLM_F_DUMP, NLM_F_REQUEST, Nla};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 
@@ -194,6 +194,13 @@ impl Socket {
             }
         }
     }
+}
+
+/// An attribute with its header and padding.
+pub(crate) fn emitted(attribute: &impl Nla) -> Vec<u8> {
+    let mut bytes = vec![0; attribute.buffer_len()];
+    attribute.emit(&mut bytes);
+    bytes
 }
 
 /// A message too short for what it claims to be.

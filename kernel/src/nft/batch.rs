@@ -2,7 +2,7 @@
 
 use netlink_packet_core::{
     DefaultNla, Emitable, NLA_F_NESTED, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE,
-    NetlinkSerializable, Nla,
+    NetlinkSerializable,
 };
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, DataAttribute, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
@@ -12,7 +12,7 @@ use netlink_packet_netfilter::nftables::{
 use netlink_packet_netfilter::nftables::{Hook as HookAttribute, HookNumber};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage};
 
-use crate::nfnetlink::Request;
+use crate::nfnetlink::{Request, emitted};
 
 use super::types::{
     Chain, Data, DataType, Element, Family, MAX_COMMENT, MapData, Place, Policy, Rule, Set, TableRef, Verdict,
@@ -401,13 +401,6 @@ fn fields(key: DataType) -> DefaultNla {
         list.extend(emitted(&DefaultNla::new(1 | NLA_F_NESTED, emitted(&DefaultNla::new(1, length)))));
     }
     DefaultNla::new(2 | NLA_F_NESTED, list)
-}
-
-/// An attribute with its header and padding.
-pub(super) fn emitted(attribute: &impl Nla) -> Vec<u8> {
-    let mut bytes = vec![0; attribute.buffer_len()];
-    attribute.emit(&mut bytes);
-    bytes
 }
 
 /// A comment as user data in the form of libnftnl: type, length, text, zero byte.

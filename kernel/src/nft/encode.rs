@@ -6,7 +6,9 @@ use netlink_packet_netfilter::nftables::{
     MetaKey as MetaNumber, Operator, Payload, Register,
 };
 
-use super::batch::{emitted, verdict_data};
+use crate::nfnetlink::emitted;
+
+use super::batch::verdict_data;
 use super::expr::{CmpOp, CtKey, Direction, Expr, FibResult, Header, MetaKey, NatKind, Reg, Then};
 
 /// NFT_REG32_00
