@@ -69,7 +69,7 @@ pub fn leases(node: &Node, network: &str) -> Result<Vec<String>> {
     Ok(leases)
 }
 
-/// What an attachment could leave behind on a node and must not: links other than the bridge, leases, cached
+/// What an attachment could leave behind on a node and must not: links other than the bridge, leases, rules, cached
 /// results, mounted namespaces. One line each; empty when all is as it was.
 ///
 /// # Errors
@@ -78,7 +78,13 @@ pub fn left_behind(node: &Node, network: &str, bridge: &str) -> Result<Vec<Strin
     let links = node.links()?.into_iter().filter(|name| name != bridge).map(|name| format!("link {name}"));
     let leases = leases(node, network)?.into_iter().map(|lease| format!("lease {lease}"));
     let cached = |dir: &'static str| node.list(dir).into_iter().map(move |name| format!("{dir}/{name}"));
-    Ok(links.chain(leases).chain(cached("/var/lib/cni/results")).chain(cached("/run/netns")).collect())
+    let rules = rules_of_pods(node)?.into_iter().map(|rule| format!("rule {rule}"));
+    Ok(links
+        .chain(leases)
+        .chain(rules)
+        .chain(cached("/var/lib/cni/results"))
+        .chain(cached("/run/netns"))
+        .collect())
 }
 
 /// What the packet filter holds of single pods in a node: the elements of podwire's tables that carry an owner, as
