@@ -104,12 +104,15 @@ impl Conntrack {
     /// From Linux 5.8 on the kernel leaves out the others, before that they are read and left out here.
     ///
     /// The kernel looks through all of its table, that of all namespaces: measured 9 ms for one of 262,144 empty slots,
-    /// 30 ms with 80,000 connections, and 150 ms if it tells of them all. One list for several ports is cheaper than
+    /// 30 ms with 80,000 connections, and 150 ms if it tells of them all; 5 µs if this namespace has none. One list for several ports is cheaper than
     /// several.
     ///
     /// # Errors
     /// The dump failed.
     pub fn entries(&mut self, filter: &Filter) -> Result<Vec<Entry>> {
+        if self.count()? == Some(0) {
+            return Ok(Vec::new());
+        }
         let result = self.dump(filter, &filter_attributes(filter));
         let mut entries = match result {
             // A kernel that knows filters, but not this one.
@@ -118,6 +121,20 @@ impl Conntrack {
         };
         entries.retain(|entry| filter.admits(entry));
         Ok(entries)
+    }
+
+    /// How many connections the namespace has; `None` if the kernel does not say.
+    fn count(&mut self) -> Result<Option<u32>> {
+        // The answer looks like the beginning of a list; the acknowledgement ends it.
+        let request = request(GET_STATS, NLM_F_ACK, "count connections", String::new(), Family::V4, &[]);
+        let mut count = None;
+        self.socket.exchange(&request, &mut |message| {
+            // CTA_STATS_GLOBAL_ENTRIES
+            let entries = attributes(message.attributes).find(|(kind, _)| *kind == 1);
+            count = entries.and_then(|(_, value)| be32_at(value, 0));
+            Ok(())
+        })?;
+        Ok(count)
     }
 
     fn dump(&mut self, filter: &Filter, attributes: &[u8]) -> Result<Vec<Entry>> {
@@ -148,6 +165,9 @@ impl Conntrack {
         }
     }
 }
+
+/// IPCTNL_MSG_CT_GET_STATS
+const GET_STATS: u16 = SUBSYSTEM | 5;
 
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
