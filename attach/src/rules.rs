@@ -37,6 +37,7 @@ mod skeleton;
 use std::net::IpAddr;
 
 use podwire_kernel::Error;
+use podwire_kernel::nft::{self, TableRef};
 
 use crate::PortMapping;
 
@@ -76,6 +77,11 @@ pub enum RulesError {
     /// Others kept changing the tables. The text is the last refusal's.
     #[error("the node's nftables kept changing while podwire's were written; try again ({0})")]
     Unsettled(String),
+}
+
+/// Whether a table of nftables is one of those that this module keeps: another's change of it is a reason to look.
+pub fn is_own_table(family: nft::Family, name: &str) -> bool {
+    skeleton::TABLES.contains(&TableRef::new(family, name))
 }
 
 /// How often an operation is tried. Of those that are tried at one time one succeeds, so this is far more than as many

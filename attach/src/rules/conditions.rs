@@ -473,3 +473,6 @@ fn compare_register(reg: Reg, op: CmpOp, value: Value) -> Expr {
         Value::Range(from, to) => Expr::Range { reg, invert: op == CmpOp::Ne, from, to },
     }
 }
+
+#[cfg(test)]
+mod tests;

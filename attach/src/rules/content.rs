@@ -10,7 +10,7 @@ use podwire_kernel::nft::{Element, MAX_COMMENT, TableRef, Verdict, concat, ifnam
 use super::chains::{self, NamedChain};
 use super::conditions::{self, ConditionError, Conditions};
 use super::matches::{family_of, octets};
-use super::skeleton::{self, ADDRESSED, CHECKED, GUARDED, LOCALNET, MACS, SetRef};
+use super::skeleton::{self, ADDRESSED, CHECKED, GUARDED, LOCALNET, MACS, SetRef, links};
 use crate::{Attachment, IngressPolicy, Owner, OwnerId, PortMapping, Snat, Traffic};
 
 /// Elements and chains of one attachment.
@@ -215,16 +215,27 @@ impl Work<'_> {
             return;
         }
         let name = ifname(&self.traffic.host_end);
-        self.own(CHECKED, Element::new(name));
-        self.own(MACS, Element::new(concat(&[&name, &check.mac.0])));
+        let is_port = self.traffic.host_end != self.traffic.device;
+        let (checked, macs, addressed) = match is_port {
+            true => (CHECKED, MACS, ADDRESSED),
+            false => (links::CHECKED, links::MACS, links::ADDRESSED),
+        };
+        self.own(checked, Element::new(name));
+        self.own(macs, Element::new(concat(&[&name, &check.mac.0])));
         if !check.addresses {
             return;
         }
-        self.own(ADDRESSED, Element::new(name));
+        self.own(addressed, Element::new(name));
         for address in self.attachment.all_addresses() {
             let ip: IpAddr = address.ip();
-            let set = skeleton::addresses(family_of(ip));
+            let set = match is_port {
+                true => skeleton::addresses(family_of(ip)),
+                false => links::addresses(family_of(ip)),
+            };
             self.own(set, Element::new(concat(&[&name, &octets(ip)])));
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use podwire_kernel::Result;
 use podwire_kernel::nft::{Chain, Element, Nft, Rule, Set, TableRef};
 
-use super::skeleton::{BRIDGE, INET, SetRef};
+use super::skeleton::{SetRef, TABLES};
 
 /// One table. PURE.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -71,7 +71,7 @@ pub(super) fn elements(
 /// Every element of podwire's tables.
 pub(super) fn all_elements(nft: &mut Nft) -> Result<Vec<(SetRef, Element)>> {
     let mut all = Vec::new();
-    for table in [INET, BRIDGE] {
+    for table in TABLES {
         if nft.table(table)?.is_none() {
             continue;
         }

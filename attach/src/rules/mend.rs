@@ -9,7 +9,7 @@ use super::content::content;
 use super::install::{is_worth_another, route_localnet};
 use super::look::{self, Snapshot};
 use super::restore::{Wanted, restore};
-use super::skeleton::{BRIDGE, INET, LOCALNET};
+use super::skeleton::{INET, LOCALNET, TABLES};
 use super::{ATTEMPTS, RulesError, forward, pause};
 use crate::step::step;
 use crate::{Attachment, OwnerId};
@@ -72,7 +72,7 @@ pub fn reconcile(
         let mut batch = Batch::new();
         batch.only_at(nft.generation()?.id);
         let mut repaired = Repaired::default();
-        for table in [INET, BRIDGE] {
+        for table in TABLES {
             let found = look::table(nft, table, true)?;
             if let Some(found) = found.as_ref().filter(|_| table == INET) {
                 keep_loopback_off_links(&mut wanted, found);
@@ -133,7 +133,7 @@ pub fn uninstall(nft: &mut Nft) -> Result<(), RulesError> {
             look::missing_is_empty(off)?;
         }
     }
-    for table in [INET, BRIDGE] {
+    for table in TABLES {
         step("rules-uninstall");
         let mut batch = Batch::new();
         batch.delete_table(table);

@@ -8,10 +8,13 @@
 //!   forward         who may open a connection to a pod                    ingress4 ingress6 itself4 itself6
 //!   postrouting     clients of host ports, then pods, get the node's      snat-tcp4 … clients4 masquerade4 …
 //!                   address
-//! bridge podwire
+//! bridge podwire, inet podwire-links                only where a pod's senders are checked
 //!   prerouting      what a pod may send as its own                        checked macs addressed addresses4 …
 //! ```
 //! A packet costs a few lookups, however many pods there are, and no rule is added for a pod.
+
+mod bridge;
+pub(super) mod links;
 
 use podwire_kernel::Family;
 use podwire_kernel::nft::{
@@ -19,6 +22,9 @@ use podwire_kernel::nft::{
     Expr, FIB_DESTINATION, FIB_LOCAL, FibResult, Hook, MapData, MetaKey, NatKind, Policy, Reg, Rule, Set,
     TableRef, Verdict,
 };
+
+use bridge::bridge_skeleton;
+use links::links_skeleton;
 
 use super::matches::{
     End, KEY, accept, address_in, drop, has_bits, is_family, load_address, load_destination_port, width,
@@ -30,6 +36,12 @@ pub(super) const INET: TableRef<'static> = TableRef::new(nft::Family::Inet, "pod
 
 /// The table for frames between a bridge's ports; made only once a pod's source addresses are checked.
 pub(super) const BRIDGE: TableRef<'static> = TableRef::new(nft::Family::Bridge, "podwire");
+
+/// The table for packets from links that are no bridge's ports; made as [`BRIDGE`].
+pub(super) const LINKS: TableRef<'static> = TableRef::new(nft::Family::Inet, "podwire-links");
+
+/// All of podwire's tables for pods.
+pub(super) const TABLES: [TableRef<'static>; 3] = [INET, BRIDGE, LINKS];
 
 /// Changes with every change of what this file and `chains` make. It stands in the tables' comments, and is part of
 /// the names of the chains that are named after their content.
@@ -167,7 +179,11 @@ pub(super) fn table_comment() -> String {
 
 /// The skeleton of a table.
 pub(super) fn skeleton(table: TableRef<'_>) -> Skeleton {
-    if table == BRIDGE { bridge_skeleton() } else { inet_skeleton() }
+    match table {
+        BRIDGE => bridge_skeleton(),
+        LINKS => links_skeleton(),
+        _ => inet_skeleton(),
+    }
 }
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -248,9 +264,10 @@ fn inet_skeleton() -> Skeleton {
 fn no_loopback_from_links() -> Vec<Rule> {
     let loopback = ipnetwork::Ipv4Network::new(std::net::Ipv4Addr::new(127, 0, 0, 0), 8);
     let one = |end| {
-        let mut rule = vec![Expr::meta(MetaKey::Iifname, KEY), Expr::is_in(LOCALNET.name, KEY)];
-        rule.extend(loopback.iter().flat_map(|network| address_in(end, (*network).into())));
-        rule.push(drop());
+        // The address first: no packet but those it is about costs a lookup.
+        let mut rule: Vec<Expr> =
+            loopback.iter().flat_map(|network| address_in(end, (*network).into())).collect();
+        rule.extend([Expr::meta(MetaKey::Iifname, KEY), Expr::is_in(LOCALNET.name, KEY), drop()]);
         Rule::new(rule).comment("the loopback network is not on links")
     };
     vec![one(End::Destination), one(End::Source)]
@@ -368,5 +385,5 @@ fn host_port_clients() -> Vec<Rule> {
     FAMILIES.into_iter().flat_map(|family| PROTOCOLS.map(|protocol| one(family, protocol))).collect()
 }
 
-mod bridge;
-use bridge::bridge_skeleton;
+#[cfg(test)]
+mod tests;

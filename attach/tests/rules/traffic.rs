@@ -1,15 +1,15 @@
 //! Real packets: a client outside, the node in the middle, a pod on its bridge.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::thread;
 use std::time::Duration;
 
-use podwire_attach::{Protocol, rules};
+use podwire_attach::{Protocol, SourceCheck, rules};
 use podwire_kernel::link::{self, LinkChange, LinkRef, VethSpec};
 use podwire_kernel::route::{self, Nexthop, Route};
-use podwire_kernel::{Family, Netns, addr, sysctl};
+use podwire_kernel::{Family, MacAddr, Netns, addr, sysctl};
 
 use crate::lab::{bridge, in_new_netns, nft, pod, port, socket, with_ports};
 
@@ -131,5 +131,54 @@ fn host_ports_lead_to_the_pod_and_its_packets_get_the_node_s_address() {
 
         rules::remove(&mut nft(), pod.owner.id(), None).expect("removed");
         assert!(ask(Some(&outside), "192.0.2.1:8080").contains("refused"));
+    });
+}
+
+/// Whether a datagram from that address of the pod comes to the node.
+fn arrives(pod: &Netns, from: &str, node: &str) -> bool {
+    let server = UdpSocket::bind(node).expect("bound");
+    server.set_read_timeout(Some(Duration::from_millis(300))).expect("a limit");
+    let from = format!("{from}:0");
+    pod.run(|| UdpSocket::bind(&from).and_then(|client| client.send_to(b"?", node)).expect("sent"))
+        .expect("entered");
+    server.recv_from(&mut [0; 8]).is_ok()
+}
+
+/// Another plugin's point-to-point link is no bridge's port: what comes by it is looked at where it is routed.
+#[test]
+fn on_a_link_of_its_own_a_pod_sends_from_its_addresses_alone() {
+    in_new_netns(|| {
+        let here = ["10.1.0.1/24", "fd01::1/64"];
+        let there = ["10.1.0.7/24", "10.1.0.9/24", "fd01::7/64", "fd01::9/64"];
+        let inside = neighbour("ptp0", None, &here, &there, &[]);
+        let mac = inside
+            .run(|| socket().link(LinkRef::Name("eth0")).expect("asked").and_then(|link| link.mac))
+            .expect("entered")
+            .expect("a MAC address");
+        let mut pod = pod("c1", &["10.1.0.7/24", "fd01::7/64"]);
+        let mut traffic = pod.traffic.take().expect("traffic");
+        traffic.device = "ptp0".to_owned();
+        traffic.host_end = "ptp0".to_owned();
+        let own = [("10.1.0.7", "10.1.0.1:9000"), ("[fd01::7]", "[fd01::1]:9000")];
+        let others = [("10.1.0.9", "10.1.0.1:9000"), ("[fd01::9]", "[fd01::1]:9000")];
+        let mut expect = |check: Option<SourceCheck>, own_pass: bool, others_pass: bool| {
+            traffic.source_check = check;
+            let mut pod = pod.clone();
+            pod.traffic = Some(traffic.clone());
+            rules::remove(&mut nft(), pod.owner.id(), None).expect("removed");
+            rules::install(&mut nft(), &pod, &|_| true).expect("installed");
+            assert_eq!(
+                own.map(|(from, to)| arrives(&inside, from, to)),
+                [own_pass; 2],
+                "{:?}",
+                traffic.source_check
+            );
+            let passed = others.map(|(from, to)| arrives(&inside, from, to));
+            assert_eq!(passed, [others_pass; 2], "{:?}", traffic.source_check);
+        };
+        expect(None, true, true);
+        expect(Some(SourceCheck { mac, addresses: false }), true, true);
+        expect(Some(SourceCheck { mac, addresses: true }), true, false);
+        expect(Some(SourceCheck { mac: MacAddr([2, 9, 9, 9, 9, 9]), addresses: false }), false, false);
     });
 }
