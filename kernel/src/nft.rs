@@ -23,7 +23,7 @@ use netlink_packet_netfilter::nftables::{
     SetAttribute, SetElementMessage, SetMessage, TableAttribute, TableMessage,
 };
 use nix::errno::Errno;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
 use crate::error::{Error, Result};
 use crate::nfnetlink::{Malformed, Message, Request, Said, Socket, answers};
@@ -46,8 +46,8 @@ const BATCH_BEGIN: u16 = 16;
 /// NFNL_MSG_BATCH_END
 const BATCH_END: u16 = 17;
 
-/// What a socket can send at once unless it asks for more; net.core.wmem_default is not lower anywhere.
-const SEND_BUFFER: usize = 128 * 1024;
+/// What a socket can send at once in any case: net.core.wmem_default is 208 KiB unless somebody has lowered it.
+const SMALL: usize = 16 * 1024;
 
 /// How many questions about single elements go into one send: their answers must fit the receive buffer.
 const QUESTIONS: usize = 64;
@@ -58,7 +58,6 @@ const QUESTIONS: usize = 64;
 #[derive(Debug)]
 pub struct Nft {
     socket: Socket,
-    send_buffer: usize,
 }
 
 impl Nft {
@@ -69,7 +68,7 @@ impl Nft {
     /// The socket cannot be made (EMFILE, ENOMEM; EPROTONOSUPPORT without netfilter).
     pub fn open() -> Result<Self> {
         let socket = Socket::open().map_err(|e| Error::io("open nftables socket", "", &e))?;
-        Ok(Self { socket, send_buffer: SEND_BUFFER })
+        Ok(Self { socket })
     }
 
     /// Carries out a transaction: all of it, or nothing.
@@ -111,15 +110,20 @@ impl Nft {
     fn outcome(&mut self, batch: &Batch, begin: u32, end: u32) -> Result<()> {
         let whole = |errno| Error::new("change nftables", "", errno);
         let mut failure: Option<Error> = None;
+        let mut overflow = false;
         loop {
-            match self.socket.channel.receive() {
+            let channel = &mut self.socket.channel;
+            match if overflow { channel.receive_now() } else { channel.receive() } {
                 Ok(()) => {}
-                // More failures than the buffer holds. The first ones are in it.
-                Err(Errno::ENOBUFS) if failure.is_none() => {
-                    failure = Some(whole(Errno::ENOBUFS).with(lost_answer(Errno::ENOBUFS)));
+                // More failures than the buffer holds: the first ones are in it, the last answer is not.
+                Err(Errno::ENOBUFS) if !overflow => {
+                    overflow = true;
                     continue;
                 }
-                Err(errno) => return Err(failure.unwrap_or_else(|| whole(errno).with(lost_answer(errno)))),
+                Err(errno) => {
+                    let errno = if overflow { Errno::ENOBUFS } else { errno };
+                    return Err(failure.unwrap_or_else(|| whole(errno).with(lost_answer(errno))));
+                }
             }
             for answer in answers(&self.socket.channel.incoming) {
                 let index = answer.sequence.wrapping_sub(begin) as usize;
@@ -151,16 +155,16 @@ impl Nft {
     }
 
     /// A transaction is one send, whatever its size.
-    fn make_room(&mut self) -> Result<(), Errno> {
+    fn make_room(&self) -> Result<(), Errno> {
         // The kernel keeps some of the buffer for itself.
         let needed = self.socket.channel.outgoing.len() + 4096;
-        if needed <= self.send_buffer {
+        let socket = &self.socket.channel.socket;
+        if needed <= SMALL || needed <= getsockopt(socket, sockopt::SndBuf)? {
             return Ok(());
         }
-        // The kernel doubles the value.
-        setsockopt(&self.socket.channel.socket, sockopt::SndBufForce, &needed)?;
-        self.send_buffer = needed;
-        Ok(())
+        // In a user namespace, as much as net.core.wmem_max allows. If it is not enough, sending says so (EMSGSIZE).
+        setsockopt(socket, sockopt::SndBufForce, &needed)
+            .or_else(|_| setsockopt(socket, sockopt::SndBuf, &needed))
     }
 
     /// The state of all tables of the namespace, by its number.

@@ -58,9 +58,18 @@ impl Channel {
     /// One datagram of the kernel's into `incoming`. EMSGSIZE if it was larger than the buffer, which then has grown;
     /// ETIMEDOUT if none came.
     pub(crate) fn receive(&mut self) -> Result<(), Errno> {
+        self.receive_with(0)
+    }
+
+    /// [`Channel::receive`] of what is there already, else ETIMEDOUT at once.
+    pub(crate) fn receive_now(&mut self) -> Result<(), Errno> {
+        self.receive_with(libc::MSG_DONTWAIT)
+    }
+
+    fn receive_with(&mut self, flags: libc::c_int) -> Result<(), Errno> {
         loop {
             self.incoming.clear();
-            match self.socket.recv_from(&mut self.incoming, libc::MSG_TRUNC) {
+            match self.socket.recv_from(&mut self.incoming, libc::MSG_TRUNC | flags) {
                 Ok((_, sender)) if sender.port_number() != 0 => {}
                 Ok((length, _)) if length > self.incoming.len() => {
                     self.incoming.reserve(length);
