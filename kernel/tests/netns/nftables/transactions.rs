@@ -3,10 +3,12 @@
 use std::sync::{Arc, Barrier};
 use std::thread;
 
-use podwire_kernel::nft::{Batch, DataType, Element, Expr, Nft, Place, Reg, Rule, TableRef, Verdict};
+use podwire_kernel::nft::{
+    Batch, ChainKind, DataType, Element, Expr, Hook, Nft, Place, Policy, Reg, Rule, TableRef, Verdict,
+};
 use podwire_kernel::{Netns, nft};
 
-use super::{TABLE, chain, nft as program, open, port, ports, set};
+use super::{TABLE, base, chain, nft as program, open, port, ports, set};
 use crate::lab::in_new_netns;
 
 /// The table with its map of ports, as a first user makes it.
@@ -99,6 +101,32 @@ fn what_is_in_use_is_not_removed() {
         assert_eq!(nft.rules(TABLE, None).expect("listed"), []);
         assert_eq!(nft.sets(TABLE).expect("listed"), []);
         assert_eq!(nft.chain(TABLE, "first").expect("asked"), None);
+    });
+}
+
+#[test]
+fn what_is_there_can_be_made_again_and_a_policy_changed() {
+    in_new_netns(|| {
+        let mut nft = open();
+        let forward = |policy| base("forward", ChainKind::Filter, Hook::Forward, 0, policy);
+        for policy in [Policy::Accept, Policy::Drop, Policy::Drop] {
+            let mut batch = Batch::new();
+            batch.ensure_table(TABLE, Some("first"));
+            batch.ensure_set(TABLE, &ports());
+            batch.ensure_chain(TABLE, &forward(policy));
+            nft.commit(&batch).expect("committed");
+            let chain = nft.chain(TABLE, "forward").expect("asked").expect("there");
+            assert_eq!(chain.object, forward(policy));
+        }
+        assert_eq!(nft.sets(TABLE).expect("listed").len(), 1);
+        let mut batch = Batch::new();
+        batch.ensure_set(TABLE, &set("ports4", DataType::MARK, None));
+        assert!(nft.commit(&batch).expect_err("of another type").is_exists());
+        let mut batch = Batch::new();
+        batch.ensure_table(TABLE, Some("second"));
+        nft.commit(&batch).expect("there already");
+        let table = nft.table(TABLE).expect("asked").expect("there");
+        assert_eq!(table.object.comment.as_deref(), Some("first"));
     });
 }
 
