@@ -16,6 +16,7 @@ pub mod detached;
 mod error;
 #[cfg(feature = "events")]
 pub mod events;
+pub mod legacy_iptables;
 pub mod link;
 mod mac;
 mod netlink;

@@ -8,10 +8,10 @@
 //! Legacy iptables is not nftables: its rules can only be replaced as a whole, so they are never touched, and what it
 //! drops is told.
 
-use podwire_kernel::Result;
 use podwire_kernel::nft::{
     self, Batch, Chain, CmpOp, Expr, FoundRule, MetaKey, Nft, Place, Policy, Rule, TableRef, Verdict,
 };
+use podwire_kernel::{Family, Result, legacy_iptables};
 
 use super::RulesError;
 use super::compare::RulesDrift;
@@ -35,7 +35,27 @@ const COMMENT: &str = "podwire";
 /// See [`RulesError`].
 pub fn accept_forwarding(nft: &mut Nft, device: &str) -> Result<Vec<String>, RulesError> {
     accept(nft, device)?;
-    Ok(Vec::new())
+    Ok(legacy_drops(device)?
+        .map(|(family, program)| {
+            format!(
+                "legacy iptables drops forwarded {family} packets: let those of the pods pass with \
+             `{program} -I FORWARD -i {device} -j ACCEPT; {program} -I FORWARD -o {device} -j ACCEPT`"
+            )
+        })
+        .collect())
+}
+
+/// The IP versions in which legacy iptables drops the link's packets, with the program that would change that.
+fn legacy_drops(device: &str) -> Result<impl Iterator<Item = (&'static str, &'static str)>> {
+    let mut all = Vec::new();
+    for (family, name, program) in
+        [(Family::V4, "IPv4", "iptables-legacy"), (Family::V6, "IPv6", "ip6tables-legacy")]
+    {
+        if legacy_iptables::drops_forwarded(family, device)? {
+            all.push((name, program));
+        }
+    }
+    Ok(all.into_iter())
 }
 
 /// How many rules were put in.

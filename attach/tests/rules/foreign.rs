@@ -112,3 +112,29 @@ fn a_chain_that_lets_pass_is_left_as_it_is() {
         assert_eq!(run("nft", &["list", "ruleset"]), before);
     });
 }
+
+#[test]
+fn legacy_iptables_is_told_of_and_left_alone() {
+    in_new_netns(|| {
+        let told = || rules::accept_forwarding(&mut nft(), "br0").expect("told");
+        assert!(told().is_empty());
+        // Looking made no table.
+        assert_eq!(std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").expect("read"), "");
+        for (iptables, version) in [("iptables-legacy", "IPv4"), ("ip6tables-legacy", "IPv6")] {
+            run(iptables, &["-A", "FORWARD", "-i", "eth7", "-j", "ACCEPT"]);
+            assert!(told().is_empty());
+            run(iptables, &["-P", "FORWARD", "DROP"]);
+            let before = run(iptables, &["-S"]);
+            let text = told().pop().expect("a notice");
+            assert!(
+                text.starts_with(&format!("legacy iptables drops forwarded {version} packets")),
+                "{text}"
+            );
+            assert_eq!(run(iptables, &["-S"]), before);
+            // What it says is to be typed.
+            let commands = text.split('`').nth(1).expect("commands");
+            run("sh", &["-c", commands]);
+            assert!(told().is_empty());
+        }
+    });
+}
