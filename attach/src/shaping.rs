@@ -18,16 +18,16 @@ pub use queues::{HostQueue, ObservedShaping, ShapingError, observe_shaping, shap
 /// ([`crate::alias`]): an ifb that is left over must not look like a pod that lives.
 const TAG: &str = "podwire1-ifb";
 
-/// How long a bucket that nobody gave a size takes to fill, in milliseconds: 5 s of traffic then carry 1 % more than
+/// How long a bucket that nobody gave a size takes to fill, in milliseconds: 5 s of traffic then carry 1.5 % more than
 /// the rate, which makes up for a part of the headers.
-const FILL_MS: u64 = 50;
+const FILL_MS: u64 = 75;
 
 /// How long packets wait at most, in milliseconds; the reference plugin's. Slow links have the larger of this and
 /// [`WAITING_FRAMES`].
 const WAIT_MS: u64 = 25;
 
-/// A smaller bucket than eight frames costs TCP more than 5 % of 1 Mbit/s.
-const BURST_FRAMES: u64 = 8;
+/// A bucket of eight frames was seen to cost TCP more than 5 % of 1 Mbit/s.
+const BURST_FRAMES: u64 = 12;
 
 /// With fewer frames waiting, TCP's loss recovery at 1 Mbit/s falls back to timeouts.
 const WAITING_FRAMES: u64 = 16;
@@ -40,7 +40,7 @@ const LARGEST_PACKET: u64 = 72 * 1024;
 const HEADERS: u64 = 18;
 
 /// The token bucket of a limit, for packets of up to `mtu` bytes. A `burst` counts as it is but for one frame at least,
-/// because nothing larger than the bucket ever passes; without one the bucket fills in 50 ms.
+/// because nothing larger than the bucket ever passes; without one the bucket fills in 75 ms.
 pub fn bucket(limit: &RateLimit, mtu: u32) -> TokenBucket {
     let bytes = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
     let frame = u64::from(mtu) + HEADERS;

@@ -74,12 +74,10 @@ pub fn observe_given(host: &mut Netlink, inside: &mut Netlink, ifname: &str) -> 
     if other.kind.as_deref() != Some("veth") || other.peer_index != Some(pod.index) {
         return Ok(None);
     }
-    // Another veth of the same numbers that leads elsewhere: its end over there is not this one.
-    let seen = match other.peer_nsid {
-        Some(nsid) => host.peer_link(nsid, LinkRef::Index(pod.index))?,
-        None => None,
-    };
-    if seen.is_some_and(|seen| (seen.mac, seen.name.as_str()) != (pod.mac, ifname)) {
+    // A veth may have the same numbers and lead elsewhere: then what it sees over there is not this interface.
+    let Some(nsid) = other.peer_nsid else { return Ok(None) };
+    let seen = host.peer_link(nsid, LinkRef::Index(pod.index))?;
+    if !seen.is_some_and(|seen| seen.mac == pod.mac && seen.name == ifname) {
         return Ok(None);
     }
     let bridge = |link: &Link| link.kind.as_deref() == Some("bridge");
