@@ -413,7 +413,7 @@ impl Engine {
         }
         self.seen.retain(|id| self.pool.lease(*id).is_some());
         let names = links.iter().map(|link| link.name.clone()).collect();
-        Ok((Observation { links: names, netns }, links, netlink))
+        Ok((Observation { links: names, netns, removing: self.removing.clone() }, links, netlink))
     }
 
     /// Fills a new store with what the node shows.

@@ -137,6 +137,8 @@ pub struct Observation {
     /// For leases without a link of ours: what is known of their netns. An owner that is not listed is
     /// [`Sight::Unknown`].
     pub netns: BTreeMap<OwnerId, Sight>,
+    /// Whose DEL is at work at this moment: it ends the lease itself, when all that belongs to it is gone.
+    pub removing: BTreeSet<OwnerId>,
 }
 
 /// Whether an attachment's interface is there.

@@ -289,10 +289,11 @@ async fn delete(
         [] => service.links.find(&main, is_shaped(&ours)),
         _ => Ok(Vec::new()),
     };
-    let removed = match links {
-        Ok(links) => take_down(service, slot, &ours, links).await,
-        Err(error) => Err(not_removed(&main, &error)),
+    let (links, not_found) = match links {
+        Ok(links) => (links, Ok(())),
+        Err(error) => (Vec::new(), Err(not_removed(&main, &error))),
     };
+    let removed = take_down(service, slot, &ours, links).await.and(not_found);
     if let Err(failure) = removed {
         tracing::error!(%owner, "{}; its lease stays", failure.msg);
         return Err(failure);

@@ -389,10 +389,10 @@ fn plan(batch: &mut Batch<'_>, op: Op, client: &UnixStream) -> Result<Reply, Err
     })
 }
 
-/// From the beginning of a DEL until its rules are gone nobody else is given its ports.
+/// From the beginning of a DEL until its rules are gone nobody else is given its ports, nor does a sweep end the lease.
 fn begin_removal(batch: &mut Batch<'_>, leases: &[Lease]) -> Vec<OwnerId> {
-    let with_ports = leases.iter().filter(|lease| lease.ports().next().is_some());
-    let owners: Vec<OwnerId> = with_ports.map(|lease| lease.attachment.owner.id()).collect();
+    let with_rules = leases.iter().filter(|lease| may_have_rules(&lease.attachment));
+    let owners: Vec<OwnerId> = with_rules.map(|lease| lease.attachment.owner.id()).collect();
     owners.iter().for_each(|owner| batch.removing_rules(*owner));
     owners
 }

@@ -31,7 +31,7 @@ impl Pool {
     /// under way it is `ADDING_MS`.
     pub fn sweep(&self, seen: &Observation, now: BootMillis) -> SweepPlan {
         let mut plan = SweepPlan { changes: self.forget_rested(now).collect(), ..SweepPlan::default() };
-        for lease in self.leases() {
+        for lease in self.leases().filter(|lease| !seen.removing.contains(&lease.attachment.owner.id())) {
             match judge(lease, seen.of(lease), now) {
                 Verdict::Keep => {}
                 Verdict::Note(missing_since) => {
@@ -63,7 +63,7 @@ impl Pool {
         let mut plan = GcPlan { changes: self.gc_pass(id).collect(), ..GcPlan::default() };
         let valid = valid.iter().map(|(container, ifname)| (container.as_str(), ifname.as_str())).collect();
         for lease in self.leases().filter(|lease| lease.attachment.owner.network == network) {
-            if is_valid(lease, &valid) {
+            if is_valid(lease, &valid) || seen.removing.contains(&lease.attachment.owner.id()) {
                 continue;
             }
             if is_foreign(lease, runtime) {

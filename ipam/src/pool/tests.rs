@@ -134,7 +134,7 @@ impl Node {
 
     fn sees(&self, containers: &[&str]) -> Observation {
         let links = containers.iter().map(|container| owner(container).link_name()).collect();
-        Observation { links, netns: BTreeMap::new() }
+        Observation { links, ..Observation::default() }
     }
 }
 

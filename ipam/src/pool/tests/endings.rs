@@ -166,6 +166,7 @@ fn a_lease_without_a_link_is_judged_by_its_netns() {
         let seen = Observation {
             links: BTreeSet::from([owner("a").link_name()]),
             netns: sight.map(|sight| (owner("a").id(), sight)).into_iter().collect(),
+            ..Observation::default()
         };
         node.commit(node.pool.sweep(&seen, node.now).changes);
         node.sleep(MISSING_MS);

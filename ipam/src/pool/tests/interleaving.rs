@@ -219,7 +219,9 @@ impl World {
     }
 
     fn seen(&self) -> Observation {
-        let mut seen = Observation::default();
+        let at_work = self.deleting.values().filter(|deleting| !deleting.ports.is_empty());
+        let mut seen =
+            Observation { removing: at_work.map(|deleting| deleting.id).collect(), ..Observation::default() };
         for index in 0..OWNERS {
             let present = self.interfaces.contains_key(&index);
             if !has_link(index) {
