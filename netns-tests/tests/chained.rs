@@ -88,7 +88,7 @@ fn podwire() -> Value {
 }
 
 /// All that podwire adds, by traffic.
-fn everything_works(scene: &Scene, pod: &Pod, gateway: &str) -> Result<()> {
+fn everything_works(scene: &Scene, pod: &Pod, result: &Value, gateway: &str) -> Result<()> {
     let _tcp = Server::start(pod, "tcp [::]:80".parse()?)?;
     let _udp = Server::start(pod, "udp [::]:80".parse()?)?;
     let _outside = Server::start(&scene.outside, "tcp [::]:81".parse()?)?;
@@ -103,8 +103,9 @@ fn everything_works(scene: &Scene, pod: &Pod, gateway: &str) -> Result<()> {
     // Shaped, roughly: how exactly is another test's question.
     let at = |text: &str| text.parse().map_err(LabError::because("an address"));
     let sink = Sink::start(pod, at("[::]:5001")?)?;
-    let rate =
-        send_for(Client::at(&scene.outside), at("10.1.0.2:5001")?, &sink, Duration::from_millis(1500))?;
+    let address = result["ips"][0]["address"].as_str().and_then(|address| address.split('/').next());
+    let to = at(&format!("{}:5001", address.unwrap_or_default()))?;
+    let rate = send_for(Client::at(&scene.outside), to, &sink, Duration::from_millis(1500))?;
     assert!(rate < 30e6, "{rate} bits per second");
     Ok(())
 }
@@ -121,7 +122,7 @@ fn behind(name: &str, main: Value, gateway: &str) -> Result<()> {
     assert_eq!(result["interfaces"].as_array().map(Vec::len), made["interfaces"].as_array().map(Vec::len));
     assert_eq!(result["ips"].as_array().map(Vec::len), Some(2), "the result is passed on: {result}");
     scene.run("CHECK", &pod, Some(&result))?.ok()?;
-    everything_works(&scene, &pod, gateway)?;
+    everything_works(&scene, &pod, &result, gateway)?;
 
     scene.node.run("nft", &["flush", "ruleset"])?.success("flush")?;
     let (code, message) = scene.run("CHECK", &pod, Some(&result))?.error()?;
@@ -216,7 +217,7 @@ fn tuning_alone_behind_the_reference_bridge() -> Result<()> {
         "type": "podwire-tuning", "sysctl": { "net.core.somaxconn": "500", "net.ipv4.conf.IFNAME.arp_filter": "1" },
         "mtu": 1300, "txQLen": 77, "promisc": true, "mac": "02:11:22:33:44:55"
     });
-    let scene = Scene::new("tuning", bridge(), tuning)?;
+    let scene = Scene::new("tuning", bridge(), tuning.clone())?;
     let pod = scene.node.pod("a")?;
     let result = scene.add(&pod)?;
     let shown = pod.ip(&["-details", "link", "show", "eth0"])?;
@@ -228,13 +229,15 @@ fn tuning_alone_behind_the_reference_bridge() -> Result<()> {
     assert_eq!(own.map(|link| &link["mac"]), Some(&json!("02:11:22:33:44:55")), "{result}");
     scene.run("CHECK", &pod, Some(&result))?.ok()?;
     pod.ip(&["link", "set", "eth0", "mtu", "1200"])?;
-    assert_eq!(scene.run("CHECK", &pod, Some(&result))?.error()?.0, CHECK_FAILED);
-
-    // DEL of the tuning alone puts back what was there.
-    let mut config = json!({ "type": "podwire-tuning", "name": "net", "cniVersion": "1.0.0" });
+    let mut config = tuning;
+    config["name"] = json!("net");
+    config["cniVersion"] = json!("1.0.0");
     config["prevResult"] = result.clone();
-    let del = scene.call(&pod).plugin("podwire-tuning").env("CNI_COMMAND", "DEL").stdin(&config);
-    del.run(&scene.node)?.ok()?;
+    let alone = scene.call(&pod).plugin("podwire-tuning").stdin(&config);
+    let (code, message) = alone.clone().env("CNI_COMMAND", "CHECK").run(&scene.node)?.error()?;
+    assert_eq!(code, CHECK_FAILED, "{message}");
+    // DEL of the tuning alone puts back what was there.
+    alone.env("CNI_COMMAND", "DEL").run(&scene.node)?.ok()?;
     let shown = pod.ip(&["-details", "link", "show", "eth0"])?;
     assert_eq!(shown[0]["mtu"], 1500);
     assert_eq!(shown[0]["promiscuity"], 0);

@@ -13,10 +13,13 @@ pub const UPLINK: &str = "uplink";
 
 /// Addresses come in twos, for host ports on one of them and for conditions on the peer's; of two IPv6 addresses the
 /// kernel prefers the later one. Nothing here does
-/// duplicate address detection. The node's default routes lead outside and outside's lead to the node, so that
+/// duplicate address detection: an interface whose link-local address is tentative solicits no neighbour for packets that
+/// it forwards. The node's default routes lead outside and outside's lead to the node, so that
 /// whatever is not masqueraded is answered too, and seen for what it is.
 const SET_UP: &str = "
 ip link add uplink type veth peer name eth0 netns outside
+echo 0 > /proc/sys/net/ipv6/conf/uplink/accept_dad
+nsenter --net=/run/netns/outside sh -c 'echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad'
 ip address add 198.51.100.1/24 dev uplink
 ip address add 198.51.100.11/24 dev uplink
 ip address add fd51::1/64 dev uplink nodad
