@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use podwire_kernel::nft::{Chain, Element, Nft};
 use podwire_kernel::sysctl;
 
-use super::compare::{RulesDrift, chain_drift, is_same_element, skeleton_drift};
+use super::compare::{RulesDrift, chain_drift, is_of_another_version, is_same_element, skeleton_drift};
 use super::content::{Content, content};
 use super::install::route_localnet;
 use super::look;
@@ -13,7 +13,8 @@ use super::skeleton::{INET, SetRef, skeleton};
 use super::{RulesError, forward};
 use crate::Attachment;
 
-/// All differences, none where all is right. Nothing is changed.
+/// All differences, none where all is right. Nothing is changed. Of a table that another version of podwire made, which
+/// is in use until the agent is that of the plugin, only the elements are looked at.
 ///
 /// # Errors
 /// See [`RulesError`].
@@ -22,6 +23,9 @@ pub fn check(nft: &mut Nft, attachment: &Attachment) -> Result<Vec<RulesDrift>, 
     let mut drift = Vec::new();
     for table in content.tables() {
         let found = look::table(nft, table, false)?;
+        if found.as_ref().is_some_and(is_of_another_version) {
+            continue;
+        }
         drift.extend(skeleton_drift(&skeleton(table), found.as_ref()));
         if table == INET
             && let Some(found) = &found

@@ -5,7 +5,7 @@ use std::fmt;
 use podwire_kernel::nft::{Chain, Element, Rule, Set, TableRef};
 
 use super::look::Snapshot;
-use super::skeleton::{Skeleton, table_comment};
+use super::skeleton::{Skeleton, VERSION, table_comment};
 
 /// A way in which the node's rules differ from what an attachment needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +83,12 @@ pub(super) fn skeleton_drift(skeleton: &Skeleton, found: Option<&Snapshot>) -> V
         drift.extend(chain_drift(skeleton.table, chain, rules, found));
     }
     drift
+}
+
+/// Whether a table says that podwire made it, in another version.
+pub(super) fn is_of_another_version(found: &Snapshot) -> bool {
+    let number = |comment: &str| comment.strip_prefix("podwire ")?.parse::<u32>().ok();
+    found.comment.as_deref().and_then(number).is_some_and(|version| version != VERSION)
 }
 
 /// Whether elements of the one fit the other.

@@ -20,9 +20,10 @@ use crate::{Attachment, OwnerId};
 /// See [`RulesError`].
 pub fn remove(nft: &mut Nft, owner: OwnerId, known: Option<&Attachment>) -> Result<(), RulesError> {
     step("rules-remove");
+    let is_exclusive = known.is_some_and(|known| known.given.is_empty());
     let known = known.filter(|known| known.traffic.is_some()).and_then(|known| content(known).ok());
     if let Some(content) = &known
-        && (content.owned.is_empty() || remove_at_once(nft, content)?)
+        && (content.owned.is_empty() || is_exclusive && remove_at_once(nft, content)?)
     {
         return Ok(());
     }
@@ -50,7 +51,8 @@ pub fn remove(nft: &mut Nft, owner: OwnerId, known: Option<&Attachment>) -> Resu
 }
 
 /// Removes by key alone, in one send. Only where no other owner can have put elements in the place of these: a host port
-/// is taken over from the dead, but an address or a link's name is given to nobody else before its owner's removal.
+/// is taken over from the dead, and another IPAM plugin may give an address again, but one of our store or a link's name
+/// is given to nobody else before its owner's removal.
 fn remove_at_once(nft: &mut Nft, content: &Content) -> Result<bool, RulesError> {
     if !content.ports.is_empty() {
         return Ok(false);

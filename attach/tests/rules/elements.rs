@@ -124,6 +124,11 @@ fn an_address_given_again_brings_its_new_owner() {
         assert_right(&new);
         rules::remove(&mut nft(), old.owner.id(), None).expect("removed");
         assert_right(&new);
+        // Its address was another IPAM plugin's to give.
+        let mut given = old.clone();
+        given.given = std::mem::take(&mut given.addresses);
+        rules::remove(&mut nft(), old.owner.id(), Some(&given)).expect("removed");
+        assert_right(&new);
     });
 }
 
