@@ -11,7 +11,7 @@ use podwire_kernel::link::{self, LinkChange, LinkRef, VethSpec};
 use podwire_kernel::route::{self, Nexthop, Route};
 use podwire_kernel::{Family, MacAddr, Netns, addr, sysctl};
 
-use crate::lab::{bridge, in_new_netns, nft, pod, port, socket, with_ports};
+use crate::lab::{bridge, in_new_netns, nft, pod, port, run, socket, with_ports};
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -134,14 +134,72 @@ fn host_ports_lead_to_the_pod_and_its_packets_get_the_node_s_address() {
     });
 }
 
-/// Whether a datagram from that address of the pod comes to the node.
-fn arrives(pod: &Netns, from: &str, node: &str) -> bool {
-    let server = UdpSocket::bind(node).expect("bound");
+/// Whether a datagram from that address of the pod comes to that one, which is the node's or another pod's.
+fn arrives(pod: &Netns, from: &str, other: Option<&Netns>, to: &str) -> bool {
+    let listen = || UdpSocket::bind(to).expect("bound");
+    let server = other.map_or_else(listen, |other| other.run(listen).expect("entered"));
     server.set_read_timeout(Some(Duration::from_millis(300))).expect("a limit");
     let from = format!("{from}:0");
-    pod.run(|| UdpSocket::bind(&from).and_then(|client| client.send_to(b"?", node)).expect("sent"))
+    pod.run(|| UdpSocket::bind(&from).and_then(|client| client.send_to(b"?", to)).expect("sent"))
         .expect("entered");
     server.recv_from(&mut [0; 8]).is_ok()
+}
+
+fn pod_mac(pod: &Netns) -> MacAddr {
+    let link = pod.run(|| socket().link(LinkRef::Name("eth0")).expect("asked")).expect("entered");
+    link.and_then(|link| link.mac).expect("a MAC address")
+}
+
+#[test]
+fn between_ports_of_a_bridge_a_pod_sends_what_is_its_own() {
+    in_new_netns(|| {
+        bridge("br0");
+        let own = ["10.1.0.7", "[fd01::7]"];
+        let others = ["10.1.0.9", "[fd01::9]"];
+        let there = ["10.1.0.7/24", "10.1.0.9/24", "fd01::7/64", "fd01::9/64"];
+        let checked = neighbour("pod0", Some("br0"), &[], &there, &[]);
+        let neighbours = ["10.1.0.20", "[fd01::20]"];
+        let neighbour = neighbour("pod1", Some("br0"), &[], &["10.1.0.20/24", "fd01::20/64"], &[]);
+        // A new port passes nothing until the kernel has seen its carrier.
+        let is_passing = || arrives(&checked, own[0], Some(&neighbour), &format!("{}:9000", neighbours[0]));
+        assert!((0..10).any(|_| is_passing()), "the bridge passes nothing");
+        let mac = pod_mac(&checked);
+        let with = |check: Option<SourceCheck>| {
+            let mut pod = pod("c1", &["10.1.0.7/24", "fd01::7/64"]);
+            let traffic = pod.traffic.as_mut().expect("traffic");
+            traffic.host_end = "pod0".to_owned();
+            traffic.source_check = check;
+            rules::remove(&mut nft(), pod.owner.id(), None).expect("removed");
+            rules::install(&mut nft(), &pod, &|_| true).expect("installed");
+            // What was learnt under the rules before does not count.
+            for netns in [&checked, &neighbour] {
+                netns.run(|| run("ip", &["neigh", "flush", "dev", "eth0"])).expect("entered");
+            }
+        };
+        let sends = |from: [&str; 2]| {
+            let pairs = from.into_iter().zip(neighbours);
+            pairs
+                .map(|(from, to)| arrives(&checked, from, Some(&neighbour), &format!("{to}:9000")))
+                .collect::<Vec<_>>()
+        };
+        // Found by ARP and by neighbour discovery, in which it says where the address is.
+        let is_found = |at: [&str; 2]| {
+            let pairs = neighbours.into_iter().zip(at);
+            pairs
+                .map(|(from, at)| arrives(&neighbour, from, Some(&checked), &format!("{at}:9000")))
+                .collect::<Vec<_>>()
+        };
+        for check in [None, Some(SourceCheck { mac, addresses: false })] {
+            with(check);
+            assert_eq!((sends(own), sends(others)), (vec![true; 2], vec![true; 2]));
+            assert_eq!((is_found(own), is_found(others)), (vec![true; 2], vec![true; 2]));
+        }
+        with(Some(SourceCheck { mac, addresses: true }));
+        assert_eq!((sends(own), sends(others)), (vec![true; 2], vec![false; 2]));
+        assert_eq!((is_found(own), is_found(others)), (vec![true; 2], vec![false; 2]));
+        with(Some(SourceCheck { mac: MacAddr([2, 9, 9, 9, 9, 9]), addresses: false }));
+        assert_eq!((sends(own), is_found(own)), (vec![false; 2], vec![false; 2]));
+    });
 }
 
 /// Another plugin's point-to-point link is no bridge's port: what comes by it is looked at where it is routed.
@@ -151,10 +209,7 @@ fn on_a_link_of_its_own_a_pod_sends_from_its_addresses_alone() {
         let here = ["10.1.0.1/24", "fd01::1/64"];
         let there = ["10.1.0.7/24", "10.1.0.9/24", "fd01::7/64", "fd01::9/64"];
         let inside = neighbour("ptp0", None, &here, &there, &[]);
-        let mac = inside
-            .run(|| socket().link(LinkRef::Name("eth0")).expect("asked").and_then(|link| link.mac))
-            .expect("entered")
-            .expect("a MAC address");
+        let mac = pod_mac(&inside);
         let mut pod = pod("c1", &["10.1.0.7/24", "fd01::7/64"]);
         let mut traffic = pod.traffic.take().expect("traffic");
         traffic.device = "ptp0".to_owned();
@@ -168,12 +223,12 @@ fn on_a_link_of_its_own_a_pod_sends_from_its_addresses_alone() {
             rules::remove(&mut nft(), pod.owner.id(), None).expect("removed");
             rules::install(&mut nft(), &pod, &|_| true).expect("installed");
             assert_eq!(
-                own.map(|(from, to)| arrives(&inside, from, to)),
+                own.map(|(from, to)| arrives(&inside, from, None, to)),
                 [own_pass; 2],
                 "{:?}",
                 traffic.source_check
             );
-            let passed = others.map(|(from, to)| arrives(&inside, from, to));
+            let passed = others.map(|(from, to)| arrives(&inside, from, None, to));
             assert_eq!(passed, [others_pass; 2], "{:?}", traffic.source_check);
         };
         expect(None, true, true);
