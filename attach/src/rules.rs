@@ -73,11 +73,29 @@ pub enum RulesError {
     Conditions(#[from] ConditionError),
     /// The kernel refused.
     #[error(transparent)]
-    Kernel(#[from] Error),
+    Kernel(Error),
+    /// The kernel was built without something that the tables are made of.
+    #[error(
+        "the kernel lacks a part of nftables (NF_TABLES_INET, NFT_NAT, NFT_MASQ, NFT_FIB_INET; for source checks \
+         NF_TABLES_BRIDGE): {0}"
+    )]
+    Lacking(Error),
     /// Others kept changing the tables. The text is the last refusal's.
     #[error("the node's nftables kept changing while podwire's were written; try again ({0})")]
     Unsettled(String),
 }
+
+impl From<Error> for RulesError {
+    fn from(error: Error) -> Self {
+        // Each of these is made at exactly the generation that was looked at, so nothing that it needs has just gone.
+        let makes = ["create table", "create chain", "create set", "add rule"].contains(&error.op);
+        let is_lack = error.is_missing() || LACK.contains(&error.errno);
+        if makes && is_lack { Self::Lacking(error) } else { Self::Kernel(error) }
+    }
+}
+
+/// EOPNOTSUPP, EPROTONOSUPPORT and EAFNOSUPPORT.
+const LACK: [i32; 3] = [95, 93, 97];
 
 /// Whether a table of nftables is one of those that this module keeps: another's change of it is a reason to look.
 pub fn is_own_table(family: nft::Family, name: &str) -> bool {

@@ -56,7 +56,7 @@ fn rules_code(error: &RulesError) -> u32 {
         RulesError::AddressTaken { .. } => code::ADDRESS_REFUSED,
         RulesError::Conditions(_) => code::INVALID_NETWORK_CONFIG,
         RulesError::Unsettled(_) => code::TRY_AGAIN_LATER,
-        RulesError::Kernel(_) => code::RULES,
+        RulesError::Kernel(_) | RulesError::Lacking(_) => code::RULES,
     }
 }
 

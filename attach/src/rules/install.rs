@@ -70,19 +70,22 @@ fn put_in(
         step("rules-install");
         let tried = if !collided && is_ready(nft, content)? {
             let committed = nft.commit(&alone);
-            collided = committed.as_ref().is_err_and(|error| error.is_missing() || error.is_exists());
-            committed.map(|()| true).map_err(RulesError::from)
+            match committed {
+                Err(error) if error.is_missing() || error.is_exists() => {
+                    collided = true;
+                    refusal = Some(error);
+                    continue;
+                }
+                committed => committed.map(|()| true).map_err(RulesError::from),
+            }
         } else {
             complete(nft, content, owner, is_alive)
         };
         match tried {
             Ok(true) => return Ok(()),
             Ok(false) => {}
-            Err(RulesError::Kernel(error))
-                if is_worth_another(&error) || error.is_missing() || error.is_exists() =>
-            {
-                refusal = Some(error);
-            }
+            // The others are made at exactly the generation that was looked at: what is lacking then will be.
+            Err(RulesError::Kernel(error)) if is_worth_another(&error) => refusal = Some(error),
             Err(error) => return Err(error),
         }
     }

@@ -148,10 +148,7 @@ pub(super) fn settle<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T, Rul
     for number in 0..ATTEMPTS {
         pause(number);
         match attempt() {
-            // What was looked at went away, or came, between two questions.
-            Err(error) if is_worth_another(&error) || error.is_missing() || error.is_exists() => {
-                refusal = error.to_string();
-            }
+            Err(error) if is_worth_another(&error) => refusal = error.to_string(),
             Err(error) => return Err(error.into()),
             Ok(done) => return Ok(done),
         }
