@@ -166,6 +166,10 @@ fn datagram(socket: &UdpSocket, limit: Duration) -> io::Result<Heard> {
     let deadline = Instant::now() + limit;
     let mut answer = [0; 2048];
     let mut refused = 0;
+    // Late answers to earlier questions say who was there then.
+    socket.set_nonblocking(true)?;
+    while socket.recv(&mut answer).is_ok() {}
+    socket.set_nonblocking(false)?;
     loop {
         // An earlier one may have brought back "connection refused".
         let sent = socket.send(b"?");
