@@ -476,3 +476,33 @@ fn ports_of_a_pod_whose_processes_or_namespace_are_gone_are_free() -> Result<()>
     unlink(&cluster.node, outside)?;
     cluster.expect_nothing_left()
 }
+
+#[test]
+fn a_port_of_a_living_pod_is_refused_to_the_next_in_words() -> Result<()> {
+    // The reference lets the newer pod have it, or the older.
+    if uses_reference() {
+        return Ok(());
+    }
+    let mut cluster = Cluster::debian("taken", DUAL)?;
+    let port = PodOptions::default().port(HostPort::new(Transport::Tcp, 18080, 80));
+    let first = cluster.run_with("first", &port)?;
+    let second = cluster.cri().run_pod_with("second", &port).map(drop);
+    let said = second.map_or_else(|error| error.to_string(), |()| "nothing".to_owned());
+    assert!(said.contains("18080/tcp") && said.contains(&first.pod), "{said}");
+    // What was refused has left nothing, and the first pod has its port.
+    let pods = cluster.cri().pods()?;
+    for pod in pods.iter().filter(|pod| pod.id != first.pod) {
+        cluster.cri().stop_pod(&pod.id)?;
+        cluster.cri().remove_pod(&pod.id)?;
+    }
+    let client = cluster.run("client")?;
+    let node = SocketAddr::new(Ipv4Addr::new(10, 244, 0, 1).into(), 18080);
+    assert_eq!(cluster.fetch_at(&client, node)?.trim(), "first");
+    cluster.remove(&first)?;
+    let second = cluster.run_with("second", &port)?;
+    assert_eq!(cluster.fetch_at(&client, node)?.trim(), "second");
+    for pod in [&second, &client] {
+        cluster.remove(pod)?;
+    }
+    cluster.expect_nothing_left()
+}
