@@ -188,10 +188,13 @@ fn what_cannot_be_chained_is_refused_and_changes_nothing() -> Result<()> {
     let mut elsewhere = made.clone();
     elsewhere["interfaces"] = json!([{ "name": "eth7", "sandbox": pod.netns_path() }]);
     elsewhere["ips"] = json!([{ "address": "10.1.0.2/24", "interface": 0 }]);
-    let nothing = json!({ "cniVersion": "1.0.0", "interfaces": [], "ips": [] });
-    for previous in [&elsewhere, &nothing] {
+    let mut on_the_node = made.clone();
+    on_the_node["interfaces"] = json!([{ "name": "eth0" }]);
+    on_the_node["ips"] = json!([]);
+    for previous in [&elsewhere, &on_the_node] {
         let (code, message) = ask(json!({}), previous)?;
         assert_eq!(code, NOT_CHAINABLE, "{message}");
+        assert!(message.contains("eth0"), "{message}");
     }
     assert_eq!(scene.node.run("sh", &["-c", "nft list ruleset; ip link"])?.out(), before);
     Ok(())

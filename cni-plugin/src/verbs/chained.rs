@@ -12,7 +12,7 @@ use super::addresses::Reservation;
 use super::wanted::NodeFacts;
 use super::{node, traffic};
 use crate::config::{Config, check_chained};
-use crate::protocol::{CniError, CniResult, code};
+use crate::protocol::{CniError, CniResult, Interface, code};
 use crate::{Environment, failure};
 
 /// Extends the interface of the previous result; the answer is that result.
@@ -26,6 +26,7 @@ pub(super) fn add(
     previous: &CniResult,
 ) -> Result<String, CniError> {
     check_chained(config)?;
+    check_result(env, previous)?;
     let mut host = Netlink::open().map_err(failure::kernel)?;
     let mut inside = netns.netlink().map_err(failure::kernel)?;
     let given = given(env, &mut host, &mut inside)?;
@@ -69,6 +70,17 @@ fn take_back(host: &mut Netlink, attachment: &Attachment) -> Result<(), CniError
     let mut nft = Nft::open().map_err(failure::kernel)?;
     rules::remove(&mut nft, owner, Some(attachment)).map_err(failure::rules)?;
     withdraw(host, owner, Some(attachment)).map_err(failure::kernel)
+}
+
+/// Refuses the result of a chain that made another interface than this call is about. Results of 0.2.0 and earlier list
+/// none.
+fn check_result(env: &Environment, previous: &CniResult) -> Result<(), CniError> {
+    let is_it = |listed: &Interface| listed.name == env.ifname && !listed.sandbox.is_empty();
+    if previous.interfaces.is_empty() || previous.interfaces.iter().any(is_it) {
+        return Ok(());
+    }
+    let text = format!("prevResult lists no interface {} in the container", env.ifname);
+    Err(CniError::new(code::NOT_CHAINABLE, text))
 }
 
 /// The interface as it is, with its other end on this node.
