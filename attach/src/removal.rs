@@ -83,8 +83,8 @@ pub fn is_of(link: &Link, owner: OwnerId) -> bool {
         }
 }
 
-/// Removes the links of one owner, its veth and its ifb, and waits until both are gone, once. Nothing there is success.
-/// Two links are removed by threads of their own, in the calling thread's network namespace.
+/// Removes the links of one owner, its veth and its ifb, and waits until both are gone, once: as a group, since two
+/// requests take half as long again even from two threads. Nothing there is success.
 ///
 /// # Errors
 /// Something else stands under one of the names; then that stays and the other goes. The kernel's.
@@ -104,10 +104,7 @@ pub fn remove(netlink: &mut Netlink, owner: OwnerId) -> Result<()> {
             Err(error) if !error.is_missing() => Err(Error { index: None, ..error }),
             _ => Ok(()),
         },
-        both => {
-            let both: Vec<_> = both.iter().map(|link| (owner, link)).collect();
-            remove_each(&both).into_iter().next().map_or(Ok(()), |(_, failure)| Err(failure))
-        }
+        _ => remove_many(netlink, &[owner])?.remove(&owner).unwrap_or(Ok(())),
     };
     result.and(removed)
 }
