@@ -17,7 +17,7 @@ use crate::tuning::TuningError;
 use crate::{OwnerId, alias};
 
 use additions::{Additions, HostEndAt};
-use bridge::refuse_router_advertisements;
+use bridge::{refuse_router_advertisements, skip_address_detection};
 pub use extend::{Extended, Extension, Given, extend, extension_drift, observe_given, withdraw};
 pub use observe::{can_filter_vlans, observe_attachment, observe_node};
 
@@ -231,6 +231,7 @@ impl Work<'_, '_> {
                 step("bridge-up");
                 // Here, not where the bridge is made: an ADD may have been killed between.
                 refuse_router_advertisements(name)?;
+                skip_address_detection(name)?;
                 let change = LinkChange { up: Some(*up), ..LinkChange::default() };
                 self.on_bridge(|_| link::change(LinkRef::Name(name), &change))?;
             }

@@ -243,3 +243,21 @@ fn a_bridge_has_its_ipv6_gateway_where_ipv6_is_off_by_default() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn forwarded_ipv6_reaches_the_first_pod_of_a_new_bridge_at_once() -> Result<()> {
+    let lab = Lab::new("bridge-dad")?;
+    let node = lab.node("n")?;
+    let config = network(json!({ "isGateway": true, "ipam": host_local(&["fd01::/64"]) }));
+    add(&node, &node.pod("a")?, &config)?;
+    // While its link-local address is tentative, the kernel asks nobody where a pod is for packets that it forwards.
+    // The bridge gets that address when its port has carrier.
+    let mut shown = String::new();
+    let has_one = wait_for(LIMIT, || {
+        shown = sh(&node, "ip -6 addr show dev br0 scope link").unwrap_or_default();
+        shown.contains("fe80")
+    });
+    assert!(has_one, "{shown}");
+    assert!(!shown.contains("tentative"), "{shown}");
+    Ok(())
+}

@@ -78,10 +78,20 @@ impl Work<'_, '_> {
     }
 }
 
+/// A bridge's link-local address is made of its own MAC address, which no other link has. While it is looked for all
+/// the same, 1 to 2 s, the kernel sends no neighbour solicitation for what it forwards, and pods cannot be reached.
+pub(super) fn skip_address_detection(bridge: &str) -> Result<(), Error> {
+    switch_off(bridge, "accept_dad")
+}
+
 /// What a pod advertises must not configure the node.
 pub(super) fn refuse_router_advertisements(link: &str) -> Result<(), Error> {
-    match sysctl::write(&format!("net/ipv6/conf/{link}/accept_ra"), "0") {
-        // No IPv6 here, or another ADD took the bridge away: then there is nothing to refuse.
+    switch_off(link, "accept_ra")
+}
+
+fn switch_off(link: &str, off: &str) -> Result<(), Error> {
+    match sysctl::write(&format!("net/ipv6/conf/{link}/{off}"), "0") {
+        // No IPv6 here, or another ADD took the bridge away: then there is nothing to switch off.
         Err(error) if !error.is_missing() => Err(error),
         _ => Ok(()),
     }
