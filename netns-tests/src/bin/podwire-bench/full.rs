@@ -155,9 +155,9 @@ pub(crate) fn traffic(size: &Size, report: &mut Report) -> Result<()> {
     let mut measured = BTreeMap::<_, Vec<f64>>::new();
     // Neighbours and routes are found in a round that does not count.
     for round in 0..=rounds {
-        for (who, crowd, outside) in turns(&sides.iter().collect::<Vec<_>>(), round) {
-            for (out, meter) in [(true, 0), (true, 1), (false, 0), (false, 1)] {
-                let (_, word, scale, _) = TRAFFIC[meter];
+        for (out, meter) in [(true, 0), (true, 1), (false, 0), (false, 1)] {
+            let (_, word, scale, _) = TRAFFIC[meter];
+            for (who, crowd, outside) in turns(&sides.iter().collect::<Vec<_>>(), round) {
                 let rate = measure(crowd, outside, out, word, Duration::from_millis(time))
                     .map_err(LabError::because(who.name()))?;
                 if round > 0 {
@@ -169,16 +169,16 @@ pub(crate) fn traffic(size: &Size, report: &mut Report) -> Result<()> {
     let ways = [(true, "pod → outside, masqueraded"), (false, "outside → host port")];
     for (out, way) in ways {
         for (meter, (what, _, _, unit)) in TRAFFIC.into_iter().enumerate() {
-            let of = |who| Samples::new(measured.get(&(out, meter, who)).cloned().unwrap_or_default());
-            let (ours, theirs) = (of(Agent)?, of(Chain)?);
+            let of = |who| measured.get(&(out, meter, who)).cloned().unwrap_or_default();
+            let (ours, theirs) = (of(Agent), of(Chain));
             let line = format!(
                 "{way}: {what} per CPU with {} ports present, to the reference's with {}",
                 size.crowd * 2,
                 few * 2
             );
-            report.at_least(&line, 1.0, &ours, &theirs, unit);
+            report.at_least(&line, 1.0, &ours, &theirs, unit)?;
             for (who, samples) in [(Chain, theirs), (Agent, ours)] {
-                report.figures_in(&format!("{way}: {what}, {}", who.name()), unit, &samples);
+                report.figures_in(&format!("{way}: {what}, {}", who.name()), unit, &Samples::new(samples)?);
             }
         }
     }

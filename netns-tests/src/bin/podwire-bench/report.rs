@@ -91,17 +91,29 @@ impl Report {
 
     /// A ratio to be at most `goal`; without one it is reported alone.
     pub(crate) fn ratio(&mut self, what: &str, goal: Option<f64>, this: f64, to: f64, unit: &str) {
-        self.row(what, goal.map(Goal::AtMost), this, to, unit);
-    }
-
-    /// A ratio of medians, the more the better.
-    pub(crate) fn at_least(&mut self, what: &str, goal: f64, this: &Samples, to: &Samples, unit: &str) {
-        self.row(what, Some(Goal::AtLeast(goal)), this.median(), to.median(), unit);
-    }
-
-    fn row(&mut self, what: &str, goal: Option<Goal>, this: f64, to: f64, unit: &str) {
         let how = format!("{} {unit} / {} {unit}", figure(this), figure(to));
+        let goal = goal.map(Goal::AtMost);
         self.rows.push(Row { what: what.to_owned(), goal, measured: this / to, unit: "×", how });
+    }
+
+    /// The median of the ratios of what was measured one right after the other; the more the better.
+    pub(crate) fn at_least(
+        &mut self,
+        what: &str,
+        goal: f64,
+        this: &[f64],
+        to: &[f64],
+        unit: &str,
+    ) -> Result<()> {
+        let pairs = this.iter().zip(to).map(|(this, to)| this / to).collect();
+        let how = format!(
+            "{} {unit} / {} {unit}",
+            figure(Samples::new(this.to_vec())?.median()),
+            figure(Samples::new(to.to_vec())?.median())
+        );
+        let (goal, measured) = (Some(Goal::AtLeast(goal)), Samples::new(pairs)?.median());
+        self.rows.push(Row { what: what.to_owned(), goal, measured, unit: "×", how });
+        Ok(())
     }
 
     /// A ratio of medians.
