@@ -32,9 +32,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How long further events of the same upheaval are waited for.
 const SETTLE: Duration = Duration::from_millis(5);
 
-/// The pause between two repairs while others keep changing our tables: what they remove is back within 100 ms, and
-/// they cannot keep a processor busy by it.
-const PAUSE: Duration = Duration::from_millis(50);
+/// The pause between two repairs while others keep changing our tables, or as long as the last one took: what they remove
+/// is back within 100 ms, and they cannot keep a processor busy by it.
+const PAUSE: Duration = Duration::from_millis(25);
 
 /// The same while others change their own tables, which some do all the time.
 const FOREIGN_PAUSE: Duration = Duration::from_secs(1);
@@ -175,7 +175,16 @@ impl Jobs {
         thread::Builder::new().name("podwired-rules".to_owned()).spawn(move || {
             let _ended = ended;
             let now = Instant::now();
-            Keeper { rules, writer, nft: None, due: None, look: now + LOOK_EVERY, repaired: None }.run(&queue)
+            Keeper {
+                rules,
+                writer,
+                nft: None,
+                due: None,
+                look: now + LOOK_EVERY,
+                repaired: None,
+                took: Duration::ZERO,
+            }
+            .run(&queue)
         })
     }
 }
@@ -197,6 +206,8 @@ struct Keeper {
     look: Instant,
     /// When the last repair ended.
     repaired: Option<Instant>,
+    /// How long it took.
+    took: Duration,
 }
 
 impl Keeper {
@@ -229,7 +240,7 @@ impl Keeper {
 
     fn plan(&mut self, cause: Cause, waiting: Option<oneshot::Sender<Result<(), String>>>) {
         let now = Instant::now();
-        let pause = if cause.is_urgent() { PAUSE } else { FOREIGN_PAUSE };
+        let pause = if cause.is_urgent() { PAUSE.max(self.took) } else { FOREIGN_PAUSE };
         let at = match self.repaired {
             // Someone waits for the answer, and does not ask often.
             _ if waiting.is_some() => now,
@@ -276,6 +287,7 @@ impl Keeper {
         self.rules.epoch.turn();
         self.look = Instant::now() + LOOK_EVERY;
         self.repaired = Some(Instant::now());
+        self.took = begun.elapsed();
         let cause = cause.text();
         match result {
             Ok(None) => Ok(()),

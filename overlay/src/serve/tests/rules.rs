@@ -228,3 +228,34 @@ fn repairs_and_dels_and_adds_at_once_leave_exactly_the_pods_that_are_up() {
         },
     );
 }
+
+#[test]
+fn a_del_ends_what_a_chained_plugin_added_too_but_not_the_addresses_of_the_first_ones_ipam() {
+    let before = |engine: &mut Engine| {
+        // Another plugin's interface, with podwire-ipam's address and podwire's port.
+        let mut ipam = reserve();
+        ipam.attachment.link = None;
+        ipam.attachment.owner = pod(1);
+        let grant = engine.reserve(&ipam).unwrap();
+        engine.attached(&pod(1), grant.generation, None).unwrap();
+        let mut chained = request(1, 8001);
+        chained.attachment.owner = pod(1).with_role(Role::Chained);
+        chained.attachment.link = None;
+        let grant = engine.reserve(&chained).unwrap();
+        install(&mut Nft::open().unwrap(), &chained.attachment, &|_| true).unwrap();
+        engine.attached(&chained.attachment.owner, grant.generation, None).unwrap();
+    };
+    with_store(before, |service, ()| async move {
+        let Ok(Answer::Deletion(Deletion::Done(ended))) = call(&service, delete_op(1)).await else {
+            panic!("nothing is left to the client")
+        };
+        let roles: Vec<Role> = ended.iter().map(|lease| lease.attachment.owner.role).collect();
+        assert_eq!(roles, [Role::Chained]);
+        assert_eq!(owners(), []);
+        let addresses = Op::Delete { owner: pod(1), ends: Ends::Addresses };
+        let Ok(Answer::Deletion(Deletion::Remove(left))) = call(&service, addresses).await else {
+            panic!("the interface is another plugin's")
+        };
+        assert_eq!(left.len(), 1);
+    });
+}
