@@ -36,8 +36,8 @@ const SETTLE: Duration = Duration::from_millis(5);
 /// is back within 100 ms, and they cannot keep a processor busy by it.
 const PAUSE: Duration = Duration::from_millis(25);
 
-/// The same while others change their own tables, which some do all the time.
-const FOREIGN_PAUSE: Duration = Duration::from_secs(1);
+/// The same while others change their own tables, which some do all the time, or four times as long as the last one took.
+const FOREIGN_PAUSE: Duration = Duration::from_millis(75);
 
 /// Why the rules are compared with the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,6 +183,7 @@ impl Jobs {
                 look: now + LOOK_EVERY,
                 repaired: None,
                 took: Duration::ZERO,
+                failure: None,
             }
             .run(&queue)
         })
@@ -208,6 +209,8 @@ struct Keeper {
     repaired: Option<Instant>,
     /// How long it took.
     took: Duration,
+    /// What the last one failed by.
+    failure: Option<String>,
 }
 
 impl Keeper {
@@ -240,7 +243,7 @@ impl Keeper {
 
     fn plan(&mut self, cause: Cause, waiting: Option<oneshot::Sender<Result<(), String>>>) {
         let now = Instant::now();
-        let pause = if cause.is_urgent() { PAUSE.max(self.took) } else { FOREIGN_PAUSE };
+        let pause = if cause.is_urgent() { PAUSE.max(self.took) } else { FOREIGN_PAUSE.max(4 * self.took) };
         let at = match self.repaired {
             // Someone waits for the answer, and does not ask often.
             _ if waiting.is_some() => now,
@@ -290,19 +293,23 @@ impl Keeper {
         self.took = begun.elapsed();
         let cause = cause.text();
         match result {
-            Ok(None) => Ok(()),
-            Ok(Some(repaired)) if repaired.is_clean() => Ok(()),
-            Ok(Some(repaired)) => {
+            Ok(Some(repaired)) if !repaired.is_clean() => {
                 let ms = begun.elapsed().as_millis();
                 let Repaired { skeletons, added, removed, chains, forwards } = repaired;
                 tracing::warn!(cause, skeletons, added, removed, chains, forwards, ms, "rules put in order");
-                Ok(())
             }
+            Ok(_) => {}
             Err(error) => {
-                tracing::error!(cause, error, "cannot put the rules in order");
-                Err(error)
+                // Once, and not every 10 s on a kernel without nf_tables.
+                if self.failure.as_ref() != Some(&error) {
+                    tracing::error!(cause, error, "cannot put the rules in order");
+                    self.failure = Some(error.clone());
+                }
+                return Err(error);
             }
         }
+        self.failure = None;
+        Ok(())
     }
 
     /// `None` if the agent is about to end.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use podwire_attach::rules::{self, check, install};
 use podwire_attach::{Masquerade, PodAddress, PortMapping, Protocol};
-use podwire_kernel::nft::{Batch, Family, Nft, TableRef};
+use podwire_kernel::nft::{Base, Batch, Chain, ChainKind, Family, Hook, Nft, Policy, TableRef};
 
 use super::*;
 
@@ -100,6 +100,45 @@ fn what_others_flush_is_back_within_100_ms_also_for_pods_older_than_the_agent() 
             for _ in 0..5 {
                 flush();
                 until(SOON, "the table", is_whole).await;
+            }
+        },
+    );
+}
+
+/// An empty forward chain, as Docker makes it.
+fn drop_what_is_forwarded() {
+    const FILTER: TableRef<'static> = TableRef::new(Family::Ip, "filter");
+    let forward = Chain {
+        name: "FORWARD".to_owned(),
+        base: Some(Base {
+            kind: ChainKind::Filter,
+            hook: Hook::Forward,
+            priority: 0,
+            device: None,
+            policy: Policy::Drop,
+        }),
+        comment: None,
+    };
+    let mut batch = Batch::new();
+    batch.delete_table(FILTER);
+    let _ = Nft::open().unwrap().commit(&batch);
+    let mut batch = Batch::new();
+    batch.create_table(FILTER, None);
+    batch.create_chain(FILTER, &forward);
+    Nft::open().unwrap().commit(&batch).unwrap();
+}
+
+#[test]
+fn a_forward_chain_that_drops_accepts_pods_within_100_ms_each_time_that_it_is_made() {
+    with_store(
+        |engine| add(engine, 1, 8001),
+        |service, ()| async move {
+            service.rules.repair(Cause::Start).await.unwrap();
+            let forward = TableRef::new(Family::Ip, "filter");
+            let accepts = || Nft::open().unwrap().rules(forward, Some("FORWARD")).unwrap().len();
+            for _ in 0..3 {
+                drop_what_is_forwarded();
+                until(SOON, "accept rules", || accepts() == 2).await;
             }
         },
     );
