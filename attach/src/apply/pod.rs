@@ -6,7 +6,7 @@ use std::time::Duration;
 use podwire_kernel::addr;
 use podwire_kernel::link::{self, AddrGenMode, LinkChange, LinkRef, VethSpec};
 use podwire_kernel::route::{self, Nexthop, Route};
-use podwire_kernel::vlan::{self, Side, Tagging};
+use podwire_kernel::vlan::{self, Tagging};
 use podwire_kernel::{Error, sysctl};
 
 use super::bridge::refuse_router_advertisements;
@@ -85,15 +85,15 @@ impl Work<'_, '_> {
         let (Some(wanted), Some(pod)) = (&self.wanted.vlan, self.pod) else { return Ok(()) };
         let mut requests = Vec::new();
         if !wanted.preserve_default {
-            requests.push(vlan::leave(pod.host_index, name, Side::Port, &(vlan::DEFAULT..=vlan::DEFAULT)));
+            requests.push(vlan::leave(pod.host_index, name, &(vlan::DEFAULT..=vlan::DEFAULT)));
         }
         match &wanted.membership {
             VlanMembership::Access(id) => {
                 let only = *id..=*id;
-                requests.push(vlan::join(pod.host_index, name, Side::Port, &only, Tagging::Untagged));
+                requests.push(vlan::join(pod.host_index, name, &only, Tagging::Untagged));
             }
             VlanMembership::Trunk(ranges) => {
-                let join = |range| vlan::join(pod.host_index, name, Side::Port, range, Tagging::Tagged);
+                let join = |range| vlan::join(pod.host_index, name, range, Tagging::Tagged);
                 requests.extend(ranges.iter().map(join));
             }
         }

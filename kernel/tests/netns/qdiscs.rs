@@ -114,7 +114,7 @@ fn the_probe_tells_whether_bridges_filter_vlans() {
         let (veth, _pod) = pair(&mut host, NAME);
         let port = LinkChange { controller: Some(bridge.index), ..LinkChange::default() };
         host.apply(&link::change(LinkRef::Index(veth.index), &port)).expect("a port");
-        let join = vlan::join(veth.index, NAME, vlan::Side::Port, &(100..=100), vlan::Tagging::Untagged);
+        let join = vlan::join(veth.index, NAME, &(100..=100), vlan::Tagging::Untagged);
         assert_eq!(host.apply(&[join]).is_ok(), supported);
     });
 }
