@@ -366,8 +366,9 @@ fn postrouting() -> Vec<Rule> {
 }
 
 /// By the port that the client asked for: another's translation to the same pod (kube-proxy's) is not ours to change.
+/// The rules with verdicts are few, because the kernel walks their maps once for each rule.
 fn host_port_clients() -> Vec<Rule> {
-    let one = |family, protocol: Protocol| {
+    let is_not_ours = |family, protocol: Protocol| {
         let mut rule = is_family(family).to_vec();
         rule.extend([Expr::meta(MetaKey::L4proto, KEY), Expr::eq(KEY, [protocol.number()])]);
         rule.push(load_address(family, End::Destination, Reg(0)));
@@ -377,12 +378,15 @@ fn host_port_clients() -> Vec<Rule> {
             to: Reg(width(family)),
         };
         rule.push(asked);
-        rule.push(Expr::is_in(snat(protocol, family).name, KEY));
-        rule.push(load_address(family, End::Destination, KEY));
-        rule.push(Expr::verdict_map(clients(family).name, KEY));
+        rule.push(Expr::not_in(snat(protocol, family).name, KEY));
+        rule.push(Expr::Verdict(Verdict::Return));
         Rule::new(rule)
     };
-    FAMILIES.into_iter().flat_map(|family| PROTOCOLS.map(|protocol| one(family, protocol))).collect()
+    let one = |family| {
+        let protocols = PROTOCOLS.map(|protocol| is_not_ours(family, protocol));
+        protocols.into_iter().chain([verdict_by_address(family, End::Destination, clients(family))])
+    };
+    FAMILIES.into_iter().flat_map(one).collect()
 }
 
 #[cfg(test)]

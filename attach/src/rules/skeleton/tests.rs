@@ -32,7 +32,7 @@ fn a_change_of_the_tables_is_a_new_version() {
     let hash: String = Sha256::digest(all).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(
         (VERSION, hash.as_str()),
-        (1, "22428d20b3276eb5"),
+        (1, "0cf1d1b946dc2456"),
         "podwire's tables have changed: raise VERSION, unless no release has had this one, and put the hash here"
     );
 }
