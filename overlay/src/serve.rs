@@ -32,7 +32,7 @@ const SILENCE: Duration = Duration::from_secs(600);
 
 const DEADLINE: Duration = Duration::from_secs(DEADLINE_SECONDS);
 
-/// How long an ADD waits for DELs of pods that have its host ports: less than its client waits for the answer.
+/// How long an ADD waits for DELs that are at work: less than its client waits for the answer.
 const PORT_WAIT: Duration = Duration::from_secs(2);
 
 /// What every client's task needs.
@@ -62,18 +62,18 @@ impl Removing {
         UnderWay { removing: self.clone(), owners }
     }
 
-    /// Waits for the end of that owner's DEL; `false` if there is none, or it takes too long.
-    async fn wait(&self, owner: OwnerId, give_up: Instant) -> bool {
-        let is_under_way = || self.0.0.borrow().contains_key(&owner);
-        if !is_under_way() {
-            return false;
-        }
-        let ended = async {
-            while is_under_way() {
+    fn is_under_way(&self, owner: OwnerId) -> bool {
+        self.0.0.borrow().contains_key(&owner)
+    }
+
+    /// Waits for the end of that owner's DEL, if there is one; `false` if it takes too long.
+    async fn is_over(&self, owner: OwnerId, give_up: Instant) -> bool {
+        let over = async {
+            while self.is_under_way(owner) {
                 self.0.1.notified().await;
             }
         };
-        timeout(give_up.saturating_duration_since(Instant::now()), ended).await.is_ok()
+        timeout(give_up.saturating_duration_since(Instant::now()), over).await.is_ok()
     }
 }
 
@@ -251,12 +251,15 @@ async fn carry_out(op: Op, stream: &Arc<UnixStream>, service: &Service) -> Optio
     })
 }
 
-/// Carries out an operation. A port whose owner is being removed at this moment is waited for.
+/// Carries out an operation. A reservation waits for DELs that are at work: that of its own owner, whose rules and links
+/// have the same names, and that of a pod that has its port.
 async fn reserve_or_run(op: Op, stream: &Arc<UnixStream>, service: &Service) -> Result<Reply, Failure> {
+    let Op::Reserve(request) = &op else { return service.writer.run(op, stream).await };
     let give_up = Instant::now() + PORT_WAIT;
-    let asks_for_ports = |traffic: &Traffic| !traffic.ports.is_empty();
-    if !matches!(&op, Op::Reserve(request) if request.attachment.traffic.as_ref().is_some_and(asks_for_ports))
-    {
+    if !service.removing.is_over(request.attachment.owner.id(), give_up).await {
+        return Err(failure("busy", "the DEL of the same attachment is still at work: try again", true));
+    }
+    if request.attachment.traffic.as_ref().is_none_or(|traffic| traffic.ports.is_empty()) {
         return service.writer.run(op, stream).await;
     }
     loop {
@@ -268,7 +271,7 @@ async fn reserve_or_run(op: Op, stream: &Arc<UnixStream>, service: &Service) -> 
             },
             _ => return result,
         };
-        if !service.removing.wait(holder, give_up).await {
+        if !service.removing.is_under_way(holder) || !service.removing.is_over(holder, give_up).await {
             return result;
         }
     }
@@ -362,6 +365,8 @@ fn finish_all(service: &Service, leases: &[Lease]) {
 }
 
 async fn gc(service: &Service, plan: podwire_ipam::GcPlan) -> Result<Answer, Failure> {
+    let _removing: Vec<UnderWay> =
+        plan.remove.iter().map(|lease| service.removing.begin(&lease.attachment.owner)).collect();
     let with_rules: Vec<Lease> =
         plan.remove.iter().filter(|lease| may_have_rules(&lease.attachment)).cloned().collect();
     let owners = plan.remove.iter().map(|lease| lease.attachment.owner.id()).collect();
@@ -420,6 +425,7 @@ pub(crate) async fn finish(service: Service, mut unfinished: mpsc::UnboundedRece
 async fn finish_one(service: &Service, lease: &Lease) -> Result<(), Failure> {
     let owner = &lease.attachment.owner;
     let slot = service.links.slot().await;
+    let _removing = service.removing.begin(owner);
     let links = match owner.role {
         Role::Main => service.links.find(owner, is_shaped(std::slice::from_ref(lease))),
         Role::Chained => Ok(Vec::new()),

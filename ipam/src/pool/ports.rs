@@ -66,10 +66,10 @@ impl Pool {
                 continue;
             }
             let mut lease = rival.clone();
-            lease.former_ports.retain(|port| !is_asked(port));
-            if let Some(traffic) = &mut lease.attachment.traffic {
-                traffic.ports.retain(|port| !is_asked(port));
-            }
+            lease.former_ports = rival.ports().filter(|port| !is_asked(port)).collect();
+            // Other rules than the port's own came with it, and stay until the dead one's end. They could not be found by
+            // what its lease would say from now on: whose traffic is unknown is looked for by its owner.
+            lease.attachment.traffic = None;
             taken.changes.push(Change::PutLease(Box::new(lease)));
         }
         Ok(taken)

@@ -288,6 +288,10 @@ impl World {
     fn step(&mut self, step: &Step) {
         match *step {
             Step::Reserve { owner: index, sets, requested, quarantine_s, ports: with } => {
+                // The agent lets an ADD wait for the DEL of the same owner.
+                if self.deleting.get(&index).is_some_and(|deleting| !deleting.ports.is_empty()) {
+                    return;
+                }
                 self.adding.remove(&index);
                 let request = self.request(index, sets, requested, quarantine_s, with);
                 let seen = self.rivals(&request);
