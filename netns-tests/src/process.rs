@@ -120,7 +120,7 @@ pub fn finish(mut child: Child, stdin: &[u8], began: Instant, limit: Duration) -
     };
     let duration = began.elapsed();
     // What a daemon that it left behind still holds open is not waited for.
-    let grace = Instant::now() + Duration::from_millis(200);
+    let grace = Instant::now() + Duration::from_secs(1);
     out = out.or_else(|| stdout.as_ref().and_then(|end| until(end, grace)));
     let err = stderr.as_ref().and_then(|end| until(end, grace));
     Ok(Finished {

@@ -123,8 +123,9 @@ impl Scene {
             },
             Seen::As(server, peers) => {
                 let mut heard = client.hear(to);
-                if uses_reference() {
-                    // Its gateway addresses are tentative for a second or two.
+                // The IPv6 addresses of a new bridge are tentative until the kernel has taken note of its carrier,
+                // which it does once a second; the reference's for two seconds more.
+                if to.at.is_ipv6() || uses_reference() {
                     wait_for(Duration::from_secs(3), || {
                         if heard.is_err() {
                             heard = client.hear(to);

@@ -166,7 +166,7 @@ pub(crate) fn access() -> Vec<Case> {
                             ("fd51::2", "[fd51::1]", true),
                             ("fd51::3", "[fd51::1]", false),
                         ] {
-                            let client = scene.client(&format!("outside@{from}"))?.limit(Duration::from_millis(700));
+                            let client = scene.client(&format!("outside@{from}"))?.limit(Duration::from_millis(if allowed { 3000 } else { 400 }));
                             let heard = client.hear(format!("{protocol} {address}:8080").parse()?);
                             if heard.is_ok() != allowed {
                                 return Err(LabError::new(format!("{protocol} from {from}: {heard:?}")));
