@@ -5,7 +5,8 @@
 //! podwire-bench [--quick] [--only NAME,...] [--json] [--write FILE]
 //! ```
 //! `--quick` measures little, to see that all of it runs. `--write` puts the tables of each group that is measured whole
-//! between its marks in a Markdown file. A goal that is missed is no failure: the exit code says whether everything could be measured.
+//! between its marks in a Markdown file. A goal that is missed is no failure: the exit code says whether everything could
+//! be measured.
 
 mod full;
 mod report;
