@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use podwire_attach::rules::is_own_table;
 use podwire_kernel::nft::{Change, Changed, Family, NftEvent, NftEvents};
 
 use crate::rules::{Cause, Rules};
@@ -48,7 +49,7 @@ struct Transaction {
 
 impl Transaction {
     fn note(&mut self, change: &Change) {
-        self.own |= is_own(change);
+        self.own |= is_own_table(change.family, &change.table);
         self.forwarding |= is_forwarding(change);
     }
 
@@ -63,10 +64,6 @@ impl Transaction {
             Self { .. } => None,
         }
     }
-}
-
-fn is_own(change: &Change) -> bool {
-    change.table == "podwire" && matches!(change.family, Family::Inet | Family::Bridge)
 }
 
 /// Whether it may have made forwarded packets drop, or taken our accept rules away.
