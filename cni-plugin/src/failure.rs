@@ -69,6 +69,7 @@ pub(crate) fn ipam(error: IpamError) -> CniError {
         _ => match error.code() {
             "refused" => code::ADDRESS_REFUSED,
             "kernel" => code::KERNEL,
+            "rules" => code::RULES,
             _ => code::STORE,
         },
     };

@@ -89,6 +89,15 @@ pub fn remove_rules(nft: &mut Nft, lease: &Lease) -> Result<(), RulesError> {
     rules::remove(nft, attachment.owner.id(), attachment.traffic.is_some().then_some(attachment))
 }
 
+/// Whether that failed because the kernel has no nftables at all, for a lease of which it is not known that it ever had
+/// rules: then it had none.
+pub fn had_no_rules(lease: &Lease, error: &RulesError) -> bool {
+    /// EINVAL (nothing answers for nftables), EPROTONOSUPPORT, EOPNOTSUPP, EAFNOSUPPORT.
+    const NONE: [i32; 4] = [22, 93, 95, 97];
+    lease.attachment.traffic.is_none()
+        && matches!(error, RulesError::Kernel(error) if NONE.contains(&error.errno))
+}
+
 /// Whether a lease has something beside rules and links of ours: connections to its ports, queues on another plugin's
 /// link.
 pub fn has_rest(attachment: &Attachment) -> bool {
@@ -125,8 +134,12 @@ pub fn remove_rest(lease: &Lease) -> Result<(), Error> {
 pub fn remove_traffic(lease: &Lease) -> Result<(), Error> {
     let attachment = &lease.attachment;
     let rules = if may_have_rules(attachment) {
-        let removed = Nft::open().map_err(RulesError::from).and_then(|mut nft| remove_rules(&mut nft, lease));
-        removed.map_err(|error| Error::rules(format!("remove the rules of {}", attachment.owner), error))
+        match Nft::open().map_err(RulesError::from).and_then(|mut nft| remove_rules(&mut nft, lease)) {
+            Err(error) if !had_no_rules(lease, &error) => {
+                Err(Error::rules(format!("remove the rules of {}", attachment.owner), error))
+            }
+            _ => Ok(()),
+        }
     } else {
         Ok(())
     };

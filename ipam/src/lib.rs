@@ -27,7 +27,9 @@ pub use allocator::{Allocator, Patience, Removed, remove_links, report};
 pub use dirs::{Dirs, Lock, Wanted};
 pub use engine::{Batch, Engine, Vantage, now};
 pub use error::Error;
-pub use filter::{WantedRules, has_rest, may_have_rules, remove_rest, remove_rules, remove_traffic};
+pub use filter::{
+    WantedRules, had_no_rules, has_rest, may_have_rules, remove_rest, remove_rules, remove_traffic,
+};
 pub use lease::{BootMillis, Change, Hold, Lease, LeaseState, Origin};
 pub use pool::{DEFAULT_QUARANTINE_MS, GC_PASSES, LONGEST_QUARANTINE_MS, MISSING_MS, Pool, Undo};
 pub use range::{Range, RangeError, RangeSet, RangeSpec, check_sets, pod_address};

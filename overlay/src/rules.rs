@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use podwire_attach::rules::{Repaired, RulesError};
 use podwire_attach::{OwnerId, step::step};
-use podwire_ipam::{Lease, remove_rules};
+use podwire_ipam::{Lease, had_no_rules, remove_rules};
 use podwire_kernel::Netlink;
 use podwire_kernel::link::LinkRef;
 use podwire_kernel::nft::Nft;
@@ -271,7 +271,9 @@ impl Keeper {
     fn remove(&mut self, leases: &[Lease]) -> Result<(), String> {
         let mut failed = Vec::new();
         for lease in leases {
-            if let Err(error) = self.with_nft(|nft| remove_rules(nft, lease)) {
+            if let Err(error) = self.with_nft(|nft| remove_rules(nft, lease))
+                && !had_no_rules(lease, &error)
+            {
                 failed.push(format!("remove the rules of {}: {error}", lease.attachment.owner));
             }
         }
