@@ -159,3 +159,69 @@ impl Client {
         Error::Protocol { socket: self.path.clone(), what: format!("an answer of another kind ({kind})") }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use podwire_attach::{Attachment, Owner, PortMapping, Protocol, Traffic};
+
+    use super::*;
+    use crate::Reserve;
+
+    fn reserve(ports: Vec<PortMapping>) -> Op {
+        let attachment = Attachment {
+            owner: Owner::new("n", "c", "eth0"),
+            addresses: Vec::new(),
+            mac: None,
+            link: None,
+            bridge: None,
+            netns: String::new(),
+            netns_identity: None,
+            pod: None,
+            runtime: None,
+            given: Vec::new(),
+            traffic: Some(Traffic { ports, ..Traffic::default() }),
+        };
+        let (sets, requested) = (Vec::new(), Vec::new());
+        Op::Reserve(Box::new(Reserve { attachment, sets, requested, quarantine_ms: 0, import_dir: None }))
+    }
+
+    #[test]
+    fn an_agent_that_knows_no_traffic_is_asked_for_none() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let agent = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = Vec::new();
+            while let Ok(request) = service::receive::<serde_json::Value>(&mut stream) {
+                let version = request["version"].as_u64().unwrap();
+                asked.push(version);
+                let answer = match version {
+                    1 => serde_json::json!({"ok": "done"}),
+                    _ => serde_json::json!({"error": {"code": VERSION_CODE, "msg": "", "retry": false}}),
+                };
+                let response = serde_json::json!({
+                    "version": version, "speaks": [1, 1], "id": request["id"], "result": answer,
+                });
+                service::send(&mut stream, &response).unwrap();
+            }
+            asked
+        });
+        let mut client = Client::connect(&path).unwrap().expect("it listens");
+        let port = PortMapping { protocol: Protocol::Tcp, host_ip: None, host_port: 80, container_port: 80 };
+        // The same whether or not it is known already what the agent speaks.
+        for _ in 0..2 {
+            let refused = client.call(&reserve(vec![port]), DEADLINE_SECONDS, &mut || ()).unwrap_err();
+            let expected =
+                "speaks versions 1 to 1 of the protocol, this program 2 to 2: upgrade the older of the two";
+            assert!(refused.to_string().ends_with(expected), "{refused}");
+            let plain = client.call(&reserve(Vec::new()), DEADLINE_SECONDS, &mut || ()).unwrap();
+            assert_eq!(plain, Answer::Done);
+        }
+        drop(client);
+        assert_eq!(agent.join().unwrap(), [2, 2, 1, 1]);
+    }
+}
