@@ -166,6 +166,5 @@ fn earlier(view: &mut View, netns: &Netns, wanted: &Wanted) -> Result<Option<Att
 fn remove(host: &mut Netlink, owner: &Owner) -> Result<(), CniError> {
     let mut nft = Nft::open().map_err(failure::kernel)?;
     rules::remove(&mut nft, owner.id(), None).map_err(failure::rules)?;
-    let removed = removal::remove_many(host, &[owner.id()]).map_err(failure::kernel)?;
-    removed.into_values().try_for_each(|removed| removed.map_err(failure::kernel))
+    removal::remove(host, owner.id()).map_err(failure::kernel)
 }

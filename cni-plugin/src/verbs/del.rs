@@ -92,17 +92,11 @@ fn is_gone(owner: &Owner) -> Result<bool, CniError> {
 
 fn remove_link(owner: &Owner) -> Result<(), CniError> {
     let mut host = Netlink::open().map_err(failure::kernel)?;
-    let found = removal::find(&mut host, owner).map_err(failure::kernel)?;
     step("delete-link");
-    if let Found::Ours(_) = removal::find_shaper(&mut host, owner.id()).map_err(failure::kernel)? {
-        // Two links, and the kernel's wait once.
-        let removed = removal::remove_many(&mut host, &[owner.id()]).map_err(failure::kernel)?;
-        return removed.into_values().try_for_each(|removed| removed.map_err(failure::kernel));
-    }
-    let Found::Ours(found) = found else { return Ok(()) };
-    match host.apply(&[link::delete(found.index, &found.name)]) {
-        Err(error) if !error.is_missing() => Err(failure::kernel(error)),
-        _ => Ok(()),
+    match removal::remove(&mut host, owner.id()) {
+        // What stands there under our name is not ours: nothing of this owner's is left.
+        Err(error) if error.is_exists() => Ok(()),
+        removed => removed.map_err(failure::kernel),
     }
 }
 
