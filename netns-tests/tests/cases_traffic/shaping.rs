@@ -34,6 +34,11 @@ fn is_near(what: &str, rate: f64, limit: f64) -> Result<()> {
     Err(LabError::new(format!("{what}: {:.2} Mbit/s instead of {:.2}", rate / MEGA, limit / MEGA)))
 }
 
+/// Twice if need be: a sender that gets no processor for a while on a busy machine does not use its rate.
+fn twice(measure: impl Fn() -> Result<()>) -> Result<()> {
+    measure().or_else(|_| measure())
+}
+
 fn is_unlimited(what: &str, rate: f64) -> Result<()> {
     println!("{what}: {:.0} Mbit/s", rate / MEGA);
     if rate > 200.0 * MEGA {
@@ -65,6 +70,7 @@ pub(crate) fn cases() -> Vec<Case> {
                 add("b").config(of_runtime(None, Some(15_000_000))).into(),
                 add("c").into(),
                 act("two limits at once", |scene| {
+                    twice(|| {
                     let (to_a, from_b) = std::thread::scope(|scope| {
                         let to_a = scope.spawn(|| rate(scene, "outside", "a", "10.1.0.2", TIME));
                         let from_b = rate(scene, "b", "outside", "198.51.100.2", TIME);
@@ -72,6 +78,7 @@ pub(crate) fn cases() -> Vec<Case> {
                     });
                     is_near("to a", to_a.map_err(|_| LabError::new("panicked"))??, 20.0 * MEGA)?;
                     is_near("from b", from_b?, 15.0 * MEGA)
+                    })
                 })
                 .into(),
                 act("the other directions and another pod", |scene| {
@@ -95,8 +102,8 @@ pub(crate) fn cases() -> Vec<Case> {
             vec![
                 add("a").config(of_runtime(Some(1_000_000), Some(1_000_000))).into(),
                 act("both limits", |scene| {
-                    is_near("from a", rate(scene, "a", "outside", "198.51.100.2", TIME)?, 30.0 * MEGA)?;
-                    is_near("to a", rate(scene, "outside", "a", "10.1.0.2", TIME)?, 50.0 * MEGA)
+                    twice(|| is_near("from a", rate(scene, "a", "outside", "198.51.100.2", TIME)?, 30.0 * MEGA))?;
+                    twice(|| is_near("to a", rate(scene, "outside", "a", "10.1.0.2", TIME)?, 50.0 * MEGA))
                 })
                 .podwire_alone()
                 .into(),
