@@ -296,6 +296,10 @@ impl World {
                 let request = self.request(index, sets, requested, quarantine_s, with);
                 let seen = self.rivals(&request);
                 let Ok((grant, changes)) = self.pool.reserve(&request, &seen, self.now()) else { return };
+                // An ADD that has taken a port from this owner's earlier life removes that one's rules, by the owner's id,
+                // before it makes its own. If it comes so late as to meet the new ones, the agent puts them back.
+                let id = owner(index).id();
+                self.adding.values_mut().for_each(|adding| adding.taken_over.retain(|taken| *taken != id));
                 self.durable(changes);
                 let addresses = grant.addresses.iter().map(|address| address.address.ip()).collect();
                 let adding = Adding {
