@@ -114,6 +114,7 @@ fn plumb(
     let mut places =
         Places { host: &mut view.host, pod: netns, inside: &mut view.inside, is_alive: &is_alive };
     let alone = || view.bridge_use.is_alone();
+    reservation.clear_taken_over()?;
     let hidden = traffic::hidden_listeners(&ports);
     let attached = attach(&mut places, &wanted, view.observed.clone(), &alone).map_err(failure::attach)?;
     hidden.iter().chain(&attached.notices).for_each(|notice| super::say(notice));

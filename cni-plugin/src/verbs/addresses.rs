@@ -1,10 +1,11 @@
 //! Where a pod's addresses come from: our own pool, another IPAM plugin, or nowhere. An attachment is recorded
 //! in the store in all three cases, so that GC knows it.
 
-use podwire_attach::{Attachment, OwnerId, PodAddress, alias};
+use podwire_attach::{Attachment, OwnerId, PodAddress, alias, rules};
 use podwire_ipam::{Allocator, Dirs, Error, Grant, Range, RangeSet, Reserve};
 use podwire_kernel::Netlink;
 use podwire_kernel::link::{Link, LinkRef};
+use podwire_kernel::nft::Nft;
 
 use super::wanted::{Addressing, NodeFacts};
 use super::{node, traffic};
@@ -163,6 +164,20 @@ impl Reservation {
         let link = || Netlink::open()?.link(LinkRef::Name(&owner.link_name()));
         // What cannot be seen is taken to be there.
         !self.grant.taken_over.contains(&owner) && link().map_or(true, |link| link.is_some_and(is_ours))
+    }
+
+    /// Removes what dead owners have left in the packet filter whose host ports this one was given: their rules may stand
+    /// under other keys than this one's, such as one address for any.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn clear_taken_over(&self) -> Result<(), CniError> {
+        if self.grant.taken_over.is_empty() {
+            return Ok(());
+        }
+        let mut nft = Nft::open().map_err(failure::kernel)?;
+        let remove = |owner: &OwnerId| rules::remove(&mut nft, *owner, None).map_err(failure::rules);
+        self.grant.taken_over.iter().try_for_each(remove)
     }
 
     /// What was given.

@@ -45,6 +45,7 @@ pub(super) fn add(
         let attachment = reservation.attachment();
         let ports = attachment.traffic.as_ref().map(|traffic| traffic.ports.clone()).unwrap_or_default();
         traffic::check_host_addresses(&mut host, &ports)?;
+        reservation.clear_taken_over()?;
         let hidden = traffic::hidden_listeners(&ports);
         let is_alive = |owner| reservation.is_alive(owner);
         let mut places = Places { host: &mut host, pod: netns, inside: &mut inside, is_alive: &is_alive };
