@@ -80,6 +80,11 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
 }
 
+/// What their ADDs are answered.
+fn expected() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("expected")
+}
+
 /// The state of a replay: what the runtime would know.
 struct Replay {
     node: Node,
@@ -123,9 +128,9 @@ fn replay(runtime: &str) -> Result<()> {
     replay.finish()
 }
 
-/// Compares what ADDs answered with what is kept in fixtures/expected.
+/// Compares what ADDs answered with what is kept in expected.
 fn expect_recorded(runtime: &str, answers: &BTreeMap<String, Value>) -> Result<()> {
-    let file = fixtures().join("expected").join(format!("{runtime}.json"));
+    let file = expected().join(format!("{runtime}.json"));
     let what = file.display().to_string();
     if std::env::var_os("PODWIRE_UPDATE_FIXTURES").is_some_and(|value| value == "1") {
         let text = serde_json::to_string_pretty(answers).map_err(LabError::because("print answers"))?;
