@@ -62,8 +62,8 @@ impl fmt::Display for Entry {
 /// Which connections to list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Filter {
-    /// Of this family.
-    pub family: Family,
+    /// Of this family; `None` for both.
+    pub family: Option<Family>,
     /// Of this transport protocol.
     pub protocol: u8,
     /// Opened to this port.
@@ -76,7 +76,7 @@ impl Filter {
     /// Whether it lets the connection through.
     pub fn admits(&self, entry: &Entry) -> bool {
         let Entry { original, reply, .. } = entry;
-        self.family == Family::of(original.source)
+        self.family.is_none_or(|family| family == Family::of(original.source))
             && self.protocol == original.protocol
             && self.destination_port.is_none_or(|port| port == original.destination_port)
             && self.reply_source.is_none_or(|source| source == reply.source)
@@ -126,7 +126,7 @@ impl Conntrack {
     /// How many connections the namespace has; `None` if the kernel does not say.
     fn count(&mut self) -> Result<Option<u32>> {
         // The answer looks like the beginning of a list; the acknowledgement ends it.
-        let request = request(GET_STATS, NLM_F_ACK, "count connections", String::new(), Family::V4, &[]);
+        let request = request(GET_STATS, NLM_F_ACK, "count connections", String::new(), None, &[]);
         let mut count = None;
         self.socket.exchange(&request, &mut |message| {
             // CTA_STATS_GLOBAL_ENTRIES
@@ -155,7 +155,7 @@ impl Conntrack {
             emitted(&DefaultNla::new(CTA_ID, entry.id.to_be_bytes().to_vec())),
             emitted(&DefaultNla::new(CTA_ZONE, entry.zone.to_be_bytes().to_vec())),
         ];
-        let family = Family::of(entry.original.source);
+        let family = Some(Family::of(entry.original.source));
         let object = entry.to_string();
         let request = request(DELETE, NLM_F_ACK, "forget connection", object, family, &attributes.concat());
         match self.socket.exchange(&request, &mut |_| Ok(())) {
@@ -183,11 +183,12 @@ fn request(
     flags: u16,
     op: &'static str,
     object: String,
-    family: Family,
+    family: Option<Family>,
     attributes: &[u8],
 ) -> Request {
     // struct nfgenmsg. The library's message type would lose the flag of nested attributes that it does not know.
-    let mut payload = vec![u8::from(family.number()), 0, 0, 0];
+    // AF_UNSPEC means both.
+    let mut payload = vec![family.map_or(0, |family| u8::from(family.number())), 0, 0, 0];
     payload.extend_from_slice(attributes);
     Request { kind, flags, payload, op, object }
 }
@@ -325,7 +326,7 @@ mod tests {
             emitted(&DefaultNla::new(CTA_ZONE, entry.zone.to_be_bytes().to_vec())),
             emitted(&DefaultNla::new(99, vec![1, 2, 3])),
         ];
-        let family = Family::of(entry.original.source);
+        let family = Some(Family::of(entry.original.source));
         let told = request(SUBSYSTEM, 0, "", String::new(), family, &attributes.concat());
         let mut bytes = u32::try_from(16 + told.payload.len()).expect("short").to_ne_bytes().to_vec();
         bytes.extend_from_slice(&told.kind.to_ne_bytes());

@@ -27,7 +27,7 @@ pub struct Installed {
 /// IP version about the other program's chain.
 ///
 /// Doing it again changes nothing. A host port of an owner that `is_alive` denies is taken over. What the same owner
-/// had in other places stays; [`super::remove`] it before.
+/// had in other places stays; [`super::remove()`] it before.
 ///
 /// # Errors
 /// See [`RulesError`]. After [`RulesError::PortTaken`], [`RulesError::AddressTaken`] and [`RulesError::Conditions`]

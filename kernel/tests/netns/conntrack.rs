@@ -107,7 +107,7 @@ fn arrives(client: &UdpSocket, to: &str, pod: &UdpSocket) {
 
 fn of(family: Family, port: Option<u16>, source: Option<&str>) -> Filter {
     let reply_source = source.map(|source| source.parse().expect("an address"));
-    Filter { family, protocol: UDP, destination_port: port, reply_source }
+    Filter { family: Some(family), protocol: UDP, destination_port: port, reply_source }
 }
 
 #[test]
@@ -136,6 +136,10 @@ fn a_flow_is_found_by_its_port_or_by_who_answers_and_forgotten_alone() {
 
             let by_port = conntrack.entries(&of(family, Some(8080), None)).expect("listed");
             assert_eq!(by_port.len(), 2, "{by_port:?}");
+            // The first family's two are still there when the second's turn comes.
+            let any = Filter { family: None, ..of(family, Some(8080), None) };
+            let expected = if family == Family::V4 { 2 } else { 4 };
+            assert_eq!(conntrack.entries(&any).expect("listed").len(), expected);
             let by_pod = conntrack.entries(&of(family, None, Some(&old_address))).expect("listed");
             assert_eq!(sorted(by_pod.clone()), sorted(by_port));
             for (port, source) in [(Some(8081), None), (None, Some(new_address.as_str()))] {
