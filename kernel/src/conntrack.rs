@@ -371,14 +371,15 @@ mod tests {
         };
         let original = tuple("10.0.0.1", [4000, 8080]);
         let entry = Entry { original, reply: tuple("10.0.0.2", [53, 4000]), zone: 0, id: 0, status: 0 };
-        let all = Filter { family: Family::V4, protocol: 17, destination_port: None, reply_source: None };
+        let all =
+            Filter { family: Some(Family::V4), protocol: 17, destination_port: None, reply_source: None };
         let source = |ip: &str| ip.parse().ok();
         assert!(all.admits(&entry));
         assert!(
             Filter { destination_port: Some(8080), reply_source: source("10.0.0.2"), ..all }.admits(&entry)
         );
         for other in [
-            Filter { family: Family::V6, ..all },
+            Filter { family: Some(Family::V6), ..all },
             Filter { protocol: 6, ..all },
             Filter { destination_port: Some(4000), ..all },
             Filter { reply_source: source("10.0.0.1"), ..all },
