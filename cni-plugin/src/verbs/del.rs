@@ -1,6 +1,7 @@
 //! DEL: succeeds on whatever is gone already, and needs nothing but network, container and interface name.
 
 use std::thread;
+use std::time::Duration;
 
 use podwire_attach::removal::{self, Found};
 use podwire_attach::step::step;
@@ -84,10 +85,21 @@ fn remove_traffic(owner: &Owner, leases: &[Lease]) -> Result<(), CniError> {
     Ok(())
 }
 
+/// Whether the interface is gone, as it is within a millisecond of the request that removes it; the request itself takes
+/// the kernel much longer.
 fn is_gone(owner: &Owner) -> Result<bool, CniError> {
+    const LOOKS: u32 = 10;
+    const PAUSE: Duration = Duration::from_micros(500);
     let mut host = Netlink::open().map_err(failure::kernel)?;
-    let found = removal::find(&mut host, owner).map_err(failure::kernel)?;
-    Ok(!matches!(found, Found::Ours(_)))
+    for _ in 0..LOOKS {
+        let found = removal::find(&mut host, owner).map_err(failure::kernel)?;
+        if !matches!(found, Found::Ours(_)) {
+            return Ok(true);
+        }
+        #[expect(clippy::disallowed_methods, reason = "another thread's request; polled, bounded")]
+        thread::sleep(PAUSE);
+    }
+    Ok(false)
 }
 
 fn remove_link(owner: &Owner) -> Result<(), CniError> {
