@@ -10,7 +10,7 @@ use podwire_netns_tests::image::BUSYBOX;
 use podwire_netns_tests::network::{conflist, left_behind, rules_of_pods};
 use podwire_netns_tests::podwired::Podwired;
 use podwire_netns_tests::traffic::{Client, Outside, Place, Port, Server, Sink, Transport, send_for};
-use podwire_netns_tests::{Lab, LabError, Node, NodeOptions, Result, newer, uses_reference};
+use podwire_netns_tests::{Lab, LabError, Node, NodeOptions, Result, newer, uses_reference, wait_for};
 use serde_json::{Value, json};
 
 const DUAL: &str = "10-podwire.conflist";
@@ -101,7 +101,16 @@ impl Cluster {
     fn fetch_at(&mut self, from: &Running, address: SocketAddr) -> Result<String> {
         let url = format!("http://{address}/");
         // busybox's own time limit, -T, crashes in Debian 12.
-        self.exec(from, &["timeout", "10", "wget", "-q", "-O", "-", &url])
+        let wget = ["timeout", "10", "wget", "-q", "-O", "-", &url];
+        let mut page = self.exec(from, &wget);
+        // The web server may have been started a moment ago.
+        wait_for(Duration::from_secs(5), || {
+            if page.is_err() {
+                page = self.exec(from, &wget);
+            }
+            page.is_ok()
+        });
+        page
     }
 
     fn place(&mut self, pod: &Running) -> Result<Sandbox> {

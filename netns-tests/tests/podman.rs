@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use podwire_netns_tests::network::{conflist, left_behind};
 use podwire_netns_tests::podman::Podman;
 use podwire_netns_tests::traffic::{Outside, Port, Server};
-use podwire_netns_tests::{Lab, Node, Result};
+use podwire_netns_tests::{LIMIT, Lab, Node, Result, wait_for};
 
 #[test]
 fn containers_of_podman_reach_each_other_and_leave_nothing() -> Result<()> {
@@ -43,6 +43,18 @@ fn fetch(node: &Node, from: &str, url: &str) -> Result<String> {
     Ok(done.out().trim().to_owned())
 }
 
+/// The same from a web server that has just been started.
+fn fetch_soon(node: &Node, from: &str, url: &str) -> Result<String> {
+    let mut page = fetch(node, from, url);
+    wait_for(LIMIT, || {
+        if page.is_err() {
+            page = fetch(node, from, url);
+        }
+        page.is_ok()
+    });
+    page
+}
+
 #[test]
 fn published_ports_of_podman_lead_to_its_containers() -> Result<()> {
     let node = Lab::new("publish")?.node("n")?;
@@ -55,7 +67,7 @@ fn published_ports_of_podman_lead_to_its_containers() -> Result<()> {
     let [first, _, six] = Outside::NODE;
     let all = [format!("http://{first}:18080/"), format!("http://[{six}]:18080/")];
     for url in &all {
-        assert_eq!(fetch(&node, "outside", url)?, "web", "{url} from outside");
+        assert_eq!(fetch_soon(&node, "outside", url)?, "web", "{url} from outside");
         assert_eq!(fetch(&node, "", url)?, "web", "{url} from the node");
         let itself = podman.exec("web", &["timeout", "3", "wget", "-q", "-O", "-", url])?;
         assert_eq!(itself.trim(), "web", "{url} from the container itself");
@@ -72,7 +84,7 @@ fn published_ports_of_podman_lead_to_its_containers() -> Result<()> {
 
     // Stopped and started, it has its ports again: podman holds them itself meanwhile.
     podman.podman(&["restart", "--time", "0", "web"])?;
-    assert_eq!(fetch(&node, "outside", &all[0])?, "web", "after a restart");
+    assert_eq!(fetch_soon(&node, "outside", &all[0])?, "web", "after a restart");
     podman.remove("web")?;
     assert!(fetch(&node, "outside", &all[0]).is_err(), "a port of a container that is gone");
     let mut left = left_behind(&node, "podwire", "podwire0")?;
