@@ -310,13 +310,16 @@ impl Site {
     /// Makes the call as a runtime of that name would: as the child of a process that is called so.
     ///
     /// # Errors
-    /// If bash cannot be copied or started.
+    /// If bash cannot be linked to or started.
     pub fn run_by(&self, runtime: &str, call: &PluginCall) -> Result<Answer> {
         let path = format!("/run/runtimes/{runtime}");
         if !self.node.path(&path).exists() {
             fs::create_dir_all(self.node.path("/run/runtimes"))
                 .map_err(LabError::because("make /run/runtimes"))?;
-            fs::copy("/bin/bash", self.node.path(&path)).map_err(LabError::because("copy bash"))?;
+            // A link is enough, for a process is called as it was started. A copy could not be started while another
+            // thread's child still has this process's open files.
+            std::os::unix::fs::symlink("/bin/bash", self.node.path(&path))
+                .map_err(LabError::because("link to bash"))?;
         }
         // Two commands: bash would become the last one instead of being its parent.
         self.run_under(&[&path, "-c", "\"$0\"; exit $?"], call)
