@@ -12,7 +12,7 @@ use podwire_kernel::MacAddr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::Traffic;
+use crate::{PortMapping, Traffic};
 
 /// Who holds an attachment and its addresses: CNI's network name, CNI_CONTAINERID and CNI_IFNAME.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -233,6 +233,11 @@ impl Attachment {
     pub fn is_filtered(&self) -> bool {
         let is_routed = self.all_addresses().next().is_some();
         self.traffic.as_ref().is_some_and(|traffic| traffic.has_rules() || is_routed)
+    }
+
+    /// The ports of the node that are to lead to the pod.
+    pub fn ports(&self) -> &[PortMapping] {
+        self.traffic.as_ref().map_or(&[], |traffic| &traffic.ports)
     }
 
     /// All addresses of the pod, whoever gave them.

@@ -17,8 +17,7 @@ pub use flush::{flush_of, flush_stale};
 
 /// The host ports whose protocol has no beginning that the kernel could see.
 pub fn connectionless(attachment: &Attachment) -> impl Iterator<Item = &PortMapping> {
-    let ports = attachment.traffic.iter().flat_map(|traffic| &traffic.ports);
-    ports.filter(|port| matches!(port.protocol, Protocol::Udp | Protocol::Sctp))
+    attachment.ports().iter().filter(|port| matches!(port.protocol, Protocol::Udp | Protocol::Sctp))
 }
 
 /// Whether this connection was opened to that port of the node. `is_local` says which addresses are the node's.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use podwire_attach::rules::{self, Repaired, RulesError};
-use podwire_attach::{Attachment, OwnerId, Protocol, Role, Traffic, conntrack, withdraw};
+use podwire_attach::{Attachment, OwnerId, Role, Traffic, conntrack, withdraw};
 use podwire_kernel::Netlink;
 use podwire_kernel::nft::Nft;
 
@@ -102,13 +102,8 @@ pub fn had_no_rules(lease: &Lease, error: &RulesError) -> bool {
 /// link.
 pub fn has_rest(attachment: &Attachment) -> bool {
     let is_chained = attachment.owner.role == Role::Chained;
-    match &attachment.traffic {
-        Some(traffic) => {
-            traffic.ports.iter().any(|port| port.protocol != Protocol::Tcp)
-                || is_chained && traffic.is_shaped()
-        }
-        None => is_chained,
-    }
+    conntrack::connectionless(attachment).next().is_some()
+        || is_chained && attachment.traffic.as_ref().is_none_or(Traffic::is_shaped)
 }
 
 /// Removes that, after the rules. It may wait for the kernel.

@@ -78,8 +78,7 @@ impl Lease {
 
     /// Every port of the node that this lease keeps from others.
     pub fn ports(&self) -> impl Iterator<Item = PortMapping> {
-        let own = self.attachment.traffic.iter().flat_map(|traffic| &traffic.ports);
-        own.chain(&self.former_ports).copied()
+        self.attachment.ports().iter().chain(&self.former_ports).copied()
     }
 }
 

@@ -259,7 +259,7 @@ async fn reserve_or_run(op: Op, stream: &Arc<UnixStream>, service: &Service) -> 
     if !service.removing.is_over(request.attachment.owner.id(), give_up).await {
         return Err(failure("busy", "the DEL of the same attachment is still at work: try again", true));
     }
-    if request.attachment.traffic.as_ref().is_none_or(|traffic| traffic.ports.is_empty()) {
+    if request.attachment.ports().is_empty() {
         return service.writer.run(op, stream).await;
     }
     loop {

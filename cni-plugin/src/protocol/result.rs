@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use podwire_attach::Tuning;
 
 use super::address::{ADDRESS, CIDR, parse_address, parse_cidr};
 use super::code;
@@ -84,6 +85,27 @@ pub struct Dns {
 }
 
 impl CniResult {
+    /// The container's interface of that name; the node's have no sandbox.
+    pub fn pod_interface(&self, ifname: &str) -> Option<&Interface> {
+        self.interfaces.iter().find(|interface| interface.is_in_pod(ifname))
+    }
+
+    /// The addresses that are not another interface's: the plugins of a chain may have made several.
+    pub fn ips_of(&self, ifname: &str) -> impl Iterator<Item = &IpConfig> {
+        let interface = |index: u32| self.interfaces.get(usize::try_from(index).ok()?);
+        self.ips.iter().filter(move |ip| ip.interface.and_then(interface).is_none_or(|of| of.name == ifname))
+    }
+
+    /// Says of the container's interface of that name what it has been tuned to.
+    pub fn retune(&mut self, ifname: &str, tuning: &Tuning) {
+        for interface in self.interfaces.iter_mut().filter(|interface| interface.is_in_pod(ifname)) {
+            if let Some(mac) = tuning.mac {
+                interface.mac = mac.to_string();
+            }
+            interface.mtu = tuning.mtu.or(interface.mtu);
+        }
+    }
+
     /// The document for standard output.
     ///
     /// # Errors
@@ -190,6 +212,10 @@ fn address_and_gateway(ip: &Field<'_>, key: &str) -> Result<(IpNetwork, Option<I
 }
 
 impl Interface {
+    fn is_in_pod(&self, ifname: &str) -> bool {
+        self.name == ifname && !self.sandbox.is_empty()
+    }
+
     fn from_field(field: &Field<'_>) -> Result<Self, CniError> {
         let text = |key| Ok::<_, CniError>(field.at(key).text()?.unwrap_or_default().to_owned());
         Ok(Self {

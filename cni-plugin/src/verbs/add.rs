@@ -99,7 +99,7 @@ fn plumb(
     facts: &NodeFacts,
 ) -> Result<String, CniError> {
     let attachment = reservation.attachment();
-    let ports = attachment.traffic.iter().flat_map(|traffic| &traffic.ports).copied().collect::<Vec<_>>();
+    let ports = attachment.ports().to_vec();
     traffic::check_host_addresses(&mut view.host, &ports)?;
     let addressing = complete(config, reservation.addressing());
     let announce = reservation.is_news(config);
@@ -146,12 +146,11 @@ fn earlier(view: &mut View, netns: &Netns, wanted: &Wanted) -> Result<Option<Att
         }
     };
     let observed = observe_attachment(&mut view.host, Some(netns), wanted).map_err(failure::kernel)?;
-    let mut differences: Vec<_> = drift(wanted, &observed).iter().map(ToString::to_string).collect();
-    differences.extend(node::rules_drift(&wanted.attachment)?);
+    let is_whole = drift(wanted, &observed).is_empty() && node::rules_drift(&wanted.attachment)?.is_empty();
     // An address more than is granted now shows in the alias alone, and must go: another pod may get it.
     let is_current = host_link.alias.as_deref() == Some(&link_alias(&wanted.attachment));
-    match (observed.pod, differences.as_slice()) {
-        (Some(pod), []) if is_current => Ok(Some(Attached {
+    match observed.pod {
+        Some(pod) if is_whole && is_current => Ok(Some(Attached {
             bridge_mac: observed.bridge.and_then(|bridge| bridge.mac),
             host_mac: host_link.mac,
             pod_mac: pod.mac.unwrap_or(wanted.mac),

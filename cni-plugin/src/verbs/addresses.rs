@@ -10,7 +10,7 @@ use podwire_kernel::nft::Nft;
 use super::wanted::{Addressing, NodeFacts};
 use super::{node, traffic};
 use crate::config::{Config, Ipam, IpamConfig};
-use crate::protocol::{CniError, CniResult, code};
+use crate::protocol::{CniError, CniResult, IpConfig, code};
 use crate::{Delegate, Environment, Verb, failure};
 
 /// The store's directories, as configured.
@@ -249,12 +249,13 @@ fn delegated(delegate: &Delegate, env: &Environment, config: &Config) -> Result<
 /// The addresses, routes and name servers of a result.
 pub(super) fn of_result(result: &CniResult) -> Addressing {
     Addressing {
-        addresses: result
-            .ips
-            .iter()
-            .map(|ip| PodAddress { address: ip.address, gateway: ip.gateway })
-            .collect(),
+        addresses: pod_addresses(&result.ips),
         routes: result.routes.clone(),
         dns: result.dns.clone(),
     }
+}
+
+/// A result's addresses, as an attachment has them.
+pub(super) fn pod_addresses<'r>(ips: impl IntoIterator<Item = &'r IpConfig>) -> Vec<PodAddress> {
+    ips.into_iter().map(|ip| PodAddress { address: ip.address, gateway: ip.gateway }).collect()
 }

@@ -1,8 +1,7 @@
 //! podwire behind another plugin of the chain: ports, shaping and checks for an interface that it did not make.
 
 use podwire_attach::{
-    Attachment, Extension, Given, Places, PodAddress, Role, extend, extension_drift, observe_given, rules,
-    withdraw,
+    Attachment, Extension, Given, Places, Role, extend, extension_drift, observe_given, rules, withdraw,
 };
 use podwire_ipam::{Allocator, Lease};
 use podwire_kernel::nft::Nft;
@@ -10,9 +9,9 @@ use podwire_kernel::{Netlink, Netns};
 
 use super::addresses::Reservation;
 use super::wanted::NodeFacts;
-use super::{node, traffic};
+use super::{addresses, node, traffic};
 use crate::config::{Config, check_chained};
-use crate::protocol::{CniError, CniResult, Interface, code};
+use crate::protocol::{CniError, CniResult, code};
 use crate::{Environment, failure};
 
 /// Extends the interface of the previous result; the answer is that result.
@@ -40,13 +39,13 @@ pub(super) fn add(
     let facts = node::facts(config)?;
     let attachment = attachment(env, config, netns, &inside, &given, previous, &facts);
     let (mut reservation, ()) = Reservation::make(env, config, &attachment, &facts, || Ok(()))?;
-    let answer = result(env, config, previous);
-    let extended = answer.to_json(config.network.version).and_then(|answer| {
+    let mut result = previous.clone();
+    result.retune(&env.ifname, &config.tuning.of_given_interface());
+    let extended = result.to_json(config.network.version).and_then(|answer| {
         let attachment = reservation.attachment();
-        let ports = attachment.traffic.as_ref().map(|traffic| traffic.ports.clone()).unwrap_or_default();
-        traffic::check_host_addresses(&mut host, &ports)?;
+        traffic::check_host_addresses(&mut host, attachment.ports())?;
         reservation.clear_taken_over()?;
-        let hidden = traffic::hidden_listeners(&ports);
+        let hidden = traffic::hidden_listeners(attachment.ports());
         let is_alive = |owner| reservation.is_alive(owner);
         let mut places = Places { host: &mut host, pod: netns, inside: &mut inside, is_alive: &is_alive };
         let tuning = config.tuning.of_given_interface();
@@ -76,8 +75,7 @@ fn take_back(host: &mut Netlink, attachment: &Attachment) -> Result<(), CniError
 /// Refuses the result of a chain that made another interface than this call is about. Results of 0.2.0 and earlier list
 /// none.
 fn check_result(env: &Environment, previous: &CniResult) -> Result<(), CniError> {
-    let is_it = |listed: &Interface| listed.name == env.ifname && !listed.sandbox.is_empty();
-    if previous.interfaces.is_empty() || previous.interfaces.iter().any(is_it) {
+    if previous.interfaces.is_empty() || previous.pod_interface(&env.ifname).is_some() {
         return Ok(());
     }
     let text = format!("prevResult lists no interface {} in the container", env.ifname);
@@ -120,34 +118,13 @@ fn attachment(
         netns_identity: Some(netns.identity_with(inside.netns_cookie())),
         pod: env.args.pod.clone(),
         runtime: node::runtime(),
-        given: pod_addresses(env, previous),
+        given: addresses::pod_addresses(previous.ips_of(&env.ifname)),
         traffic: None,
     };
     let path = traffic::Path { device: given.device.clone(), host_end: given.host_end.clone() };
     let subnets: Vec<_> = attachment.given.iter().map(|given| given.address).collect();
     attachment.traffic = Some(traffic::traffic(config, &attachment, path, &subnets, facts));
     attachment
-}
-
-/// The previous result's addresses of this interface; others of the chain may have made more.
-fn pod_addresses(env: &Environment, previous: &CniResult) -> Vec<PodAddress> {
-    let interface = |index: u32| previous.interfaces.get(usize::try_from(index).ok()?);
-    let on_it = |index: Option<u32>| index.and_then(interface).is_none_or(|of| of.name == env.ifname);
-    let ips = previous.ips.iter().filter(|ip| on_it(ip.interface));
-    ips.map(|ip| PodAddress { address: ip.address, gateway: ip.gateway }).collect()
-}
-
-/// The previous result with the MAC address and MTU that the interface has now.
-fn result(env: &Environment, config: &Config, previous: &CniResult) -> CniResult {
-    let mut result = previous.clone();
-    let own = result.interfaces.iter_mut().find(|i| i.name == env.ifname && !i.sandbox.is_empty());
-    if let Some(interface) = own {
-        if let Some(mac) = config.tuning.mac {
-            interface.mac = mac.to_string();
-        }
-        interface.mtu = config.tuning.mtu.or(interface.mtu);
-    }
-    result
 }
 
 /// The lease of the chained attachment, if this call is about one: the configuration asks for no interface, and an

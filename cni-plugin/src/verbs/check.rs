@@ -54,9 +54,7 @@ pub fn run(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
 fn parse(env: &Environment, stdin: &[u8]) -> Result<Config, CniError> {
     let mut config = Config::parse(stdin, env)?;
     if let Some(previous) = &mut config.prev_result {
-        let CniResult { interfaces, ips, .. } = previous;
-        let interface = |index: u32| interfaces.get(usize::try_from(index).ok()?);
-        ips.retain(|ip| ip.interface.and_then(interface).is_none_or(|of| of.name == env.ifname));
+        previous.ips = previous.ips_of(&env.ifname).cloned().collect();
     }
     Ok(config)
 }
@@ -86,7 +84,7 @@ fn differences(env: &Environment, config: &Config, previous: &CniResult) -> Resu
     let facts = node::facts(config)?;
     let owner = env.owner(&config.network.name);
     // A later plugin of the chain may have changed MAC or MTU: the last result counts.
-    let pod = previous.interfaces.iter().find(|i| i.name == env.ifname && !i.sandbox.is_empty());
+    let pod = previous.pod_interface(&env.ifname);
     let mac = pod.and_then(|pod| pod.mac.parse::<MacAddr>().ok()).or(config.mac);
     let attachment = Attachment {
         mac,

@@ -56,12 +56,7 @@ fn add(env: &Environment, config: TuningConfig) -> Result<String, CniError> {
     check_allowed(&config.settings)?;
     let mut result = config.prev_result.clone();
     let wanted = config.settings.of_given_interface();
-    for interface in result.interfaces.iter_mut().filter(|i| i.name == env.ifname && !i.sandbox.is_empty()) {
-        if let Some(mac) = wanted.mac {
-            interface.mac = mac.to_string();
-        }
-        interface.mtu = wanted.mtu.or(interface.mtu);
-    }
+    result.retune(&env.ifname, &wanted);
     // A result that this version cannot express must not leave anything changed.
     let answer = result.to_json(config.network.version)?;
     let mut pod = Pod::open(env)?;

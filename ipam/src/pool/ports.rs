@@ -24,8 +24,9 @@ impl Pool {
     /// Other owners whose leases claim a port that this attachment asks for. Whether they live is not known here.
     pub fn port_rivals(&self, attachment: &Attachment) -> impl Iterator<Item = &Lease> {
         let own = attachment.owner.id();
-        let asked = || attachment.traffic.iter().flat_map(|traffic| &traffic.ports);
-        let near: BTreeSet<OwnerId> = asked()
+        let asked = attachment.ports();
+        let near: BTreeSet<OwnerId> = asked
+            .iter()
             .filter_map(|port| self.ports.get(&(port.protocol, port.host_port)))
             .flatten()
             .copied()
@@ -33,7 +34,7 @@ impl Pool {
             .collect();
         near.into_iter()
             .filter_map(|id| self.lease(id))
-            .filter(move |lease| asked().any(|port| lease.ports().any(|other| other.conflicts(port))))
+            .filter(move |lease| asked.iter().any(|port| lease.ports().any(|other| other.conflicts(port))))
     }
 
     /// Plans to take the ports that this attachment asks for from owners that are dead.
@@ -43,7 +44,7 @@ impl Pool {
         seen: &Sights,
         now: BootMillis,
     ) -> Result<Takeover, Refusal> {
-        let asked = attachment.traffic.as_ref().map_or(&[][..], |traffic| &traffic.ports);
+        let asked = attachment.ports();
         let mut taken = Takeover::default();
         for rival in self.port_rivals(attachment) {
             let id = rival.attachment.owner.id();

@@ -104,7 +104,7 @@ fn finish(lease: &Lease, made: &Attachment) -> Attachment {
         ..made.clone()
     };
     if let Some(traffic) = &mut attachment.traffic {
-        traffic.ports = reserved.traffic.as_ref().map(|traffic| traffic.ports.clone()).unwrap_or_default();
+        traffic.ports = reserved.ports().to_vec();
     }
     attachment
 }

@@ -239,7 +239,7 @@ impl Plan<'_> {
 
     /// The same for host ports.
     fn former_ports(&self, attachment: &Attachment) -> Vec<PortMapping> {
-        let asked = attachment.traffic.as_ref().map_or(&[][..], |traffic| &traffic.ports);
+        let asked = attachment.ports();
         let held: BTreeSet<PortMapping> = self.earlier.iter().flat_map(|lease| lease.ports()).collect();
         held.into_iter().filter(|held| !asked.contains(held)).collect()
     }
