@@ -53,12 +53,13 @@ pub fn format(owner: &Owner, addresses: &[IpNetwork]) -> String {
         text.push(' ');
         text.push_str(name);
     }
+    cut(text)
+}
+
+/// As much of a text as a link's alias holds.
+pub(crate) fn cut(mut text: String) -> String {
     // Names that passed validation are ASCII; a cut may still not fall inside a character.
-    let mut end = text.len().min(MAX_LEN);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
+    text.truncate(text.floor_char_boundary(MAX_LEN));
     text
 }
 

@@ -99,8 +99,13 @@ pub struct NetworkId([u8; 16]);
 impl OwnerId {
     /// See [`Owner::link_name`].
     pub fn link_name(self) -> String {
+        self.named("pw")
+    }
+
+    /// The name of a link of this owner's: these two letters and 13 digits of the id, 15 bytes.
+    pub(crate) fn named(self, kind: &str) -> String {
         let digits = self.to_string();
-        format!("pw{}", digits.get(..13).unwrap_or(&digits))
+        format!("{kind}{}", digits.get(..13).unwrap_or(&digits))
     }
 }
 

@@ -10,7 +10,7 @@ mod queues;
 
 use podwire_kernel::qdisc::{TokenBucket, TokenBucketState};
 
-use crate::{Owner, OwnerId, RateLimit, Shaping};
+use crate::{Owner, OwnerId, RateLimit, Shaping, alias};
 
 pub use queues::{HostQueue, ObservedShaping, ShapingError, observe_shaping, shape, unshape};
 
@@ -56,19 +56,12 @@ pub fn bucket(limit: &RateLimit, mtu: u32) -> TokenBucket {
 
 /// The name of the link that an owner's packets from the pod wait at: `pi` and 13 hexadecimal digits of the id.
 pub fn ifb_name(owner: OwnerId) -> String {
-    let digits = owner.to_string();
-    format!("pi{}", digits.get(..13).unwrap_or(&digits))
+    owner.named("pi")
 }
 
 /// The alias of that link: it names the owner, as far as 255 bytes go.
 pub fn ifb_alias(owner: &Owner) -> String {
-    let mut text = format!("{TAG} {} {} {} {}", owner.id(), owner.container, owner.ifname, owner.network);
-    let mut end = text.len().min(crate::alias::MAX_LEN);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
-    text
+    alias::cut(format!("{TAG} {} {} {} {}", owner.id(), owner.container, owner.ifname, owner.network))
 }
 
 /// Whose ifb has this alias; `None` if it is not one of ours.

@@ -40,8 +40,8 @@ fn an_ifb_names_its_owner_and_is_no_pods_link() {
     let alias = ifb_alias(&owner);
     assert_eq!(alias.len(), 255);
     assert_eq!(ifb_owner(&alias), Some(owner.id()));
-    assert_eq!(crate::alias::parse(&alias), None);
-    assert_eq!(ifb_owner(&crate::alias::format(&owner, &[])), None);
+    assert_eq!(alias::parse(&alias), None);
+    assert_eq!(ifb_owner(&alias::format(&owner, &[])), None);
     let name = ifb_name(owner.id());
     assert_eq!((name.len(), &name[..2], &name[2..]), (15, "pi", &owner.link_name()[2..]));
 }
