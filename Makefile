@@ -18,7 +18,7 @@ export FUZZ_SECONDS
 BENCH_ARGS ?=
 
 netns_tests := cargo test --quiet --locked -p podwire-netns-tests
-programs := dist/podwire dist/podwire-ipam dist/podwired
+programs := dist/podwire dist/podwire-ipam dist/podwired dist/podwirectl
 
 .PHONY: help
 help: ## Show this list

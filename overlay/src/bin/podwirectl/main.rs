@@ -1,0 +1,3 @@
+//! `podwirectl`: shows, explains and checks what podwire does on a node.
+
+fn main() {}

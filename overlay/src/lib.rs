@@ -1,0 +1,11 @@
+//! What connects the pods of different nodes, and the two programs around it: `podwired`, the agent, and `podwirectl`.
+//!
+//! ```text
+//! store (peers file, etcd) ─▶ Snapshot ─▶ Topology ─▶ Desired ─▶ plan ─▶ dataplane ─▶ kernel
+//!                            cluster::*              (pure)              ▲ observe ──┘
+//! ```
+//! [`cluster`] is what nodes tell each other and what a node makes of it. It is pure, like what decides on the kernel's
+//! state. A [`store`] is where nodes meet.
+
+pub mod cluster;
+pub mod store;
