@@ -3,7 +3,6 @@
 mod chained;
 mod ipam;
 mod network;
-mod node;
 mod ports;
 mod resolv_conf;
 mod routes;
@@ -22,7 +21,6 @@ use crate::protocol::{CniError, CniResult, Dns, Environment, Verb, check_ifname,
 pub use chained::check_chained;
 pub use ipam::{InProcess, Ipam, IpamConfig};
 pub use network::Network;
-pub use node::{NodeConfig, node_config_path};
 pub use resolv_conf::parse_resolv_conf;
 pub use traffic::{MasqueradeConfig, TrafficConfig};
 pub use tuning::{AllowList, Sysctl, TuningConfig, TuningSettings};

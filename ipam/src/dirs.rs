@@ -81,6 +81,11 @@ impl Dirs {
     pub fn make_run(&self) -> Result<(), Error> {
         make(&self.run, 0o755)
     }
+
+    /// Makes the directory of what the agent tells about that network.
+    pub(crate) fn make_network(&self, network: &str) -> Result<(), Error> {
+        make(&self.run.join(network), 0o755)
+    }
 }
 
 fn make(path: &Path, mode: u32) -> Result<(), Error> {

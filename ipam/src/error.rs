@@ -70,6 +70,14 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// What the agent says about this node cannot be read.
+    #[error("read {path}", path = .path.display())]
+    Node {
+        /// The file; see [`Dirs::node`](crate::Dirs::node).
+        path: PathBuf,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The node's links could not be read or removed.
     #[error("{op}")]
     Kernel {
@@ -162,9 +170,12 @@ impl Error {
     /// CNI's code 11.
     pub fn retry(&self) -> bool {
         match self {
-            Self::Busy { .. } | Self::DiskFull { .. } | Self::Disconnected { .. } | Self::Timeout { .. } => {
-                true
-            }
+            Self::Busy { .. }
+            | Self::DiskFull { .. }
+            | Self::Disconnected { .. }
+            | Self::Timeout { .. }
+            // The agent writes it again.
+            | Self::Node { .. } => true,
             Self::Agent { retry, .. } => *retry,
             Self::Kernel { source, .. } => source.is_busy(),
             Self::Rules { source, .. } => match source.as_ref() {
@@ -192,6 +203,7 @@ impl Error {
             Self::NewerSchema { .. } => "newer-schema",
             Self::Store { .. } => "store",
             Self::Io { .. } => "io",
+            Self::Node { .. } => "node",
             Self::Kernel { .. } => "kernel",
             Self::Rules { .. } => "rules",
             Self::Agent { code, .. } => code,

@@ -16,6 +16,7 @@ mod error;
 mod filter;
 pub mod import;
 mod lease;
+mod node;
 mod pool;
 mod range;
 mod rebuild;
@@ -31,6 +32,7 @@ pub use filter::{
     WantedRules, had_no_rules, has_rest, may_have_rules, remove_rest, remove_rules, remove_traffic,
 };
 pub use lease::{BootMillis, Change, Hold, Lease, LeaseState, Origin};
+pub use node::{NodeConfig, NodeConfigError};
 pub use pool::{DEFAULT_QUARANTINE_MS, GC_PASSES, LONGEST_QUARANTINE_MS, MISSING_MS, Pool, Undo};
 pub use range::{Range, RangeError, RangeSet, RangeSpec, check_sets, pod_address};
 pub use request::{

@@ -41,7 +41,7 @@ pub struct IpamConfig {
     pub plugin: InProcess,
     /// The range sets, one address from each: runtimeConfig.ipRanges, then the legacy subnet, then `ranges`.
     pub sets: Vec<RangeSet>,
-    /// `podwire-ipam` without ranges: the agent says this node's ranges (see [`super::NodeConfig`]).
+    /// `podwire-ipam` without ranges: the agent says this node's ranges (see [`NodeConfig`](podwire_ipam::NodeConfig)).
     pub node_ranges: bool,
     /// `routes`.
     pub routes: Vec<Route>,

@@ -21,7 +21,7 @@ pub(super) fn dirs(config: &Config) -> Dirs {
 /// The network's range sets: configured, or this node's as the agent says.
 ///
 /// # Errors
-/// Code 11 when the agent has not said them yet.
+/// Code 11 when the agent has not said them yet, or says that no new pod is to have an address of them.
 pub(super) fn range_sets(
     config: &Config,
     ipam: &IpamConfig,
@@ -30,8 +30,16 @@ pub(super) fn range_sets(
     if !ipam.node_ranges {
         return Ok(ipam.sets.clone());
     }
+    if let Some(why) = refusal(ipam, node) {
+        let text = format!("network {:?} takes no new pods on this node: {why}", config.network.name);
+        return Err(CniError::new(code::TRY_AGAIN_LATER, text));
+    }
     match &node.agent {
-        Some(agent) => agent.range_sets(),
+        Some(agent) => agent.range_sets().map_err(|error| {
+            let path = dirs(config).node(&config.network.name);
+            CniError::from_cause(code::TRY_AGAIN_LATER, &error)
+                .context(&format!("wrong subnet in {}", path.display()))
+        }),
         None => Err(CniError::new(
             code::TRY_AGAIN_LATER,
             format!(
@@ -41,6 +49,11 @@ pub(super) fn range_sets(
             ),
         )),
     }
+}
+
+/// Why the agent wants no new pods with addresses of this node's subnets.
+pub(super) fn refusal<'a>(ipam: &IpamConfig, node: &'a NodeFacts) -> Option<&'a str> {
+    node.agent.as_ref().filter(|_| ipam.node_ranges)?.refuse.as_deref()
 }
 
 /// The request for this attachment's addresses. The node's rules for the pod are recorded with them, before they are

@@ -81,7 +81,6 @@ fn differences(env: &Environment, config: &Config, previous: &CniResult) -> Resu
     let mut found = lease_differences(env, config, lease.as_ref());
     let netns = node::open_netns(env)?;
     let mut host = Netlink::open().map_err(failure::kernel)?;
-    let facts = node::facts(config)?;
     let owner = env.owner(&config.network.name);
     // A later plugin of the chain may have changed MAC or MTU: the last result counts.
     let pod = previous.pod_interface(&env.ifname);
@@ -102,7 +101,7 @@ fn differences(env: &Environment, config: &Config, previous: &CniResult) -> Resu
     };
     let routes = routes(config, previous);
     let addressing = complete(config, Addressing { routes, ..addresses::of_result(previous) });
-    let mut wanted = wanted(config, attachment, &addressing, &facts);
+    let mut wanted = wanted(config, attachment, &addressing, &node::lasting_facts());
     // Not what the agent says now: the interfaces of running pods are left alone when the node's MTU changes.
     wanted.mtu = pod.and_then(|pod| pod.mtu).or(config.bridge.mtu);
     let observed = observe_attachment(&mut host, Some(&netns), &wanted).map_err(failure::kernel)?;

@@ -8,11 +8,13 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use podwire_attach::{Attachment, rules};
+use podwire_ipam::NodeConfig;
 use podwire_kernel::nft::Nft;
 use podwire_kernel::{Netns, NetnsError};
 
+use super::addresses;
 use super::wanted::NodeFacts;
-use crate::config::{Config, Ipam, NodeConfig, node_config_path, parse_resolv_conf};
+use crate::config::{Config, Ipam, parse_resolv_conf};
 use crate::protocol::{CniError, Dns, code};
 use crate::{Environment, failure};
 
@@ -42,7 +44,13 @@ pub(super) fn open_netns(env: &Environment) -> Result<Netns, CniError> {
 /// # Errors
 /// Code 11 when the agent's file about this node cannot be read as one.
 pub(super) fn facts(config: &Config) -> Result<NodeFacts, CniError> {
-    Ok(NodeFacts { id: node_id(), agent: node_config(config)? })
+    let agent = NodeConfig::read(&addresses::dirs(config), &config.network.name).map_err(failure::ipam)?;
+    Ok(NodeFacts { agent, ..lasting_facts() })
+}
+
+/// Of that, what is not the agent's to change while a pod runs.
+pub(super) fn lasting_facts() -> NodeFacts {
+    NodeFacts { id: node_id(), agent: None }
 }
 
 /// What tells this node from others: the machine id, or else the host's name.
@@ -60,21 +68,6 @@ pub(super) fn runtime() -> Option<String> {
     let parent = nix::unistd::getppid();
     let name = fs::read_to_string(format!("/proc/{parent}/comm")).ok()?;
     Some(name.trim().to_owned()).filter(|name| !name.is_empty())
-}
-
-/// What the agent says of this node and network; `None` where no agent wrote anything.
-fn node_config(config: &Config) -> Result<Option<NodeConfig>, CniError> {
-    let path = node_config_path(&config.run_dir, &config.network.name);
-    match fs::read(&path) {
-        Ok(content) => NodeConfig::parse(&content)
-            .map(Some)
-            .map_err(|error| error.context(&format!("read {}", path.display()))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => {
-            Err(CniError::from_cause(code::TRY_AGAIN_LATER, &error)
-                .context(&format!("read {}", path.display())))
-        }
-    }
 }
 
 /// What of the node's rules for this attachment is not as it should be.

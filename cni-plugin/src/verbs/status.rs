@@ -11,7 +11,7 @@ use crate::{Delegate, Environment, Verb, failure};
 /// Says whether ADD can be served.
 ///
 /// # Errors
-/// Code 50 says why not.
+/// Code 50 says why not; code 51 that the agent takes no new pods for now, and those that run may be affected by the cause.
 pub fn run(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
     let config = Config::parse(stdin, env)?;
     match &config.ipam {
@@ -24,7 +24,13 @@ pub fn run(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
 }
 
 fn addresses_left(config: &Config, ipam: &IpamConfig) -> Result<(), CniError> {
-    let sets = addresses::range_sets(config, ipam, &node::facts(config)?)?;
+    let facts = node::facts(config)?;
+    let sets = addresses::range_sets(config, ipam, &facts).map_err(|error| {
+        match addresses::refusal(ipam, &facts) {
+            Some(_) => CniError { code: code::NOT_AVAILABLE_LIMITED, ..error },
+            None => error,
+        }
+    })?;
     // Without the agent only an ADD finds out: counting needs the store, and opening it takes 10 ms.
     let usage = Allocator::usage_by_agent(&addresses::dirs(config), &config.network.name, &sets);
     for usage in usage.map_err(failure::ipam)?.unwrap_or_default() {
@@ -38,7 +44,7 @@ fn addresses_left(config: &Config, ipam: &IpamConfig) -> Result<(), CniError> {
 
 fn unavailable(error: CniError) -> CniError {
     match error.code {
-        // Another IPAM plugin's own word.
+        // The agent's, or another IPAM plugin's own word.
         code::NOT_AVAILABLE_LIMITED => error,
         _ => CniError { code: code::NOT_AVAILABLE, ..error },
     }

@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use podwire_attach::plan::{Bridge, Forwarding, PodRoute, Port, Wanted, bridge_mac, pod_mac};
 use podwire_attach::{Attached, Attachment, PodAddress};
+use podwire_ipam::NodeConfig;
 
-use crate::config::{Config, NodeConfig};
+use crate::config::Config;
 use crate::protocol::{CniResult, Dns, Interface, IpConfig, Route};
 
 /// Addresses, routes and name servers, wherever they come from: our pool, another IPAM plugin, or the

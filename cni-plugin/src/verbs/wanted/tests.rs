@@ -107,13 +107,7 @@ fn a_gateway_at_the_end_of_the_address_space_is_no_panic() {
 
 #[test]
 fn the_agent_says_the_mtu_unless_the_configuration_does() {
-    let agent = NodeConfig {
-        subnets: Vec::new(),
-        gateways: Vec::new(),
-        mtu: Some(1450),
-        cluster_ranges: Vec::new(),
-        generation: 1,
-    };
+    let agent = NodeConfig { mtu: Some(1450), ..NodeConfig::default() };
     let node = NodeFacts { id: String::new(), agent: Some(agent) };
     let given = addressing(&DUAL, &[]);
     assert_eq!(wanted(&config(json!({})), attachment(), &given, &node).mtu, Some(1450));
