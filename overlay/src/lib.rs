@@ -8,4 +8,6 @@
 //! state. A [`store`] is where nodes meet.
 
 pub mod cluster;
+pub mod ruleset;
 pub mod store;
+pub mod terminal;
