@@ -6,8 +6,8 @@ mod extend;
 mod observe;
 mod pod;
 
-use podwire_kernel::link::{self, Link, LinkChange, LinkRef};
-use podwire_kernel::{Error, MacAddr, Netlink, Netns, addr};
+use podwire_kernel::link::{self, Link, LinkRef};
+use podwire_kernel::{Error, MacAddr, Netlink, Netns};
 
 use crate::plan::{Conflict, Observed, ObservedBridge, Step, Wanted, host_mac, plan};
 use crate::rules::RulesError;
@@ -17,7 +17,8 @@ use crate::tuning::TuningError;
 use crate::{OwnerId, alias};
 
 use additions::{Additions, HostEndAt};
-use bridge::{refuse_router_advertisements, skip_address_detection};
+use bridge::NodeWork;
+pub use bridge::{hold_bridge, remove_unused_bridge};
 pub use extend::{Extended, Extension, Given, extend, extension_drift, observe_given, withdraw};
 pub use observe::{can_filter_vlans, observe_attachment, observe_node};
 
@@ -75,6 +76,9 @@ pub enum AttachError {
     },
 }
 
+/// How often a plan is made: others make and remove the same bridge meanwhile. 24 cold ADDs need two rounds.
+const ROUNDS: usize = 8;
+
 /// The two places an attachment lives in.
 pub struct Places<'a> {
     /// A socket in the host's netns.
@@ -99,8 +103,6 @@ pub fn attach(
     observed: Observed,
     alone: &dyn Fn() -> bool,
 ) -> Result<Attached, AttachError> {
-    // Others make and remove the same bridge meanwhile: then look and plan again. 24 cold ADDs need two rounds.
-    const ROUNDS: usize = 8;
     let mut looked = Some(observed);
     for _ in 0..ROUNDS {
         let observed = match looked.take() {
@@ -225,43 +227,18 @@ impl Work<'_, '_> {
 
     fn step(&mut self, planned: &Step) -> Result<(), Failure> {
         match planned {
-            Step::CreateBridge(bridge) => self.create_bridge(bridge)?,
-            Step::RemoveBridge(name) => self.remove_bridge(name)?,
-            Step::SetBridgeUp(name, up) => {
-                step("bridge-up");
-                // Here, not where the bridge is made: an ADD may have been killed between.
-                refuse_router_advertisements(name)?;
-                skip_address_detection(name)?;
-                let change = LinkChange { up: Some(*up), ..LinkChange::default() };
-                self.on_bridge(|_| link::change(LinkRef::Name(name), &change))?;
-            }
-            Step::SetBridgePromiscuous(name, on) => {
-                let change = LinkChange { promisc: Some(*on), ..LinkChange::default() };
-                self.on_bridge(|_| link::change(LinkRef::Name(name), &change))?;
-            }
-            Step::FilterVlans(name, on) => {
-                let change = LinkChange { vlan_filtering: Some(*on), ..LinkChange::default() };
-                self.on_bridge(|_| link::change(LinkRef::Name(name), &change))?;
-            }
-            Step::AddBridgeAddress(name, address) => {
-                step("bridge-address");
-                match self.add_bridge_address(name, *address) {
-                    // Added by another ADD since we looked; it is not ours to undo.
-                    Err(Failure { error: AttachError::Kernel(error), .. }) if error.is_exists() => {
-                        self.done.pop();
+            shared if shared.is_shared() => {
+                let mut node = NodeWork { host: self.places.host, bridge: &mut self.bridge };
+                match node.step(shared) {
+                    Ok(true) => {}
+                    Ok(false) => drop(self.done.pop()),
+                    Err(failure) => {
+                        if failure.raced && matches!(shared, Step::CreateBridge(_)) {
+                            self.done.pop();
+                        }
+                        return Err(failure);
                     }
-                    other => other?,
                 }
-            }
-            Step::RemoveBridgeAddress(_, address) => {
-                match self.on_bridge(|index| vec![addr::remove(index, *address)]) {
-                    Err(Failure { error: AttachError::Kernel(error), .. }) if error.is_missing() => {}
-                    other => other?,
-                }
-            }
-            Step::SetForwarding(family, on) => {
-                step("forwarding");
-                self.set_forwarding(*family, *on)?;
             }
             Step::CreateVeth { name, alias } => self.create_veth(name, alias)?,
             Step::RemoveVeth(name) => {

@@ -397,7 +397,11 @@ pub fn link_alias(attachment: &Attachment) -> String {
     alias::format(&attachment.owner, &addresses)
 }
 
-fn bridge_steps(wanted: &Bridge, observed: Option<&ObservedBridge>) -> Result<Vec<Step>, Conflict> {
+/// The steps that make the bridge what it must be.
+pub(crate) fn bridge_steps(
+    wanted: &Bridge,
+    observed: Option<&ObservedBridge>,
+) -> Result<Vec<Step>, Conflict> {
     let name = || wanted.name.clone();
     let mut steps = Vec::new();
     let (up, promiscuous, present) = match observed {

@@ -28,7 +28,7 @@ mod content;
 mod forward;
 mod install;
 mod look;
-mod matches;
+pub mod matches;
 mod mend;
 mod remove;
 mod restore;

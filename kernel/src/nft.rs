@@ -14,6 +14,7 @@ mod expr;
 #[cfg(test)]
 mod tests;
 mod types;
+mod whole;
 
 use std::collections::HashSet;
 
@@ -36,6 +37,7 @@ pub use decode::{Object, objects};
 pub use events::{Change, Changed, NftEvent, NftEvents};
 pub use expr::*;
 pub use types::*;
+pub use whole::TableContent;
 
 /// NFNL_SUBSYS_NFTABLES, as it stands in a message's type.
 const SUBSYSTEM: u16 = 10 << 8;

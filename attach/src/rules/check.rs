@@ -22,7 +22,7 @@ pub fn check(nft: &mut Nft, attachment: &Attachment) -> Result<Vec<RulesDrift>, 
     let content = content(attachment)?;
     let mut drift = Vec::new();
     for table in content.tables() {
-        let found = look::table(nft, table, false)?;
+        let found = nft.content(table, false)?;
         if found.as_ref().is_some_and(is_of_another_version) {
             continue;
         }

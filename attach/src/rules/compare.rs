@@ -2,9 +2,8 @@
 
 use std::fmt;
 
-use podwire_kernel::nft::{Chain, Element, Rule, Set, TableRef};
+use podwire_kernel::nft::{Chain, Element, Rule, Set, TableContent, TableRef};
 
-use super::look::Snapshot;
 use super::skeleton::{Skeleton, VERSION, table_comment};
 
 /// A way in which the node's rules differ from what an attachment needs.
@@ -62,7 +61,7 @@ impl fmt::Display for RulesDrift {
 }
 
 /// How a table differs from its skeleton. What else stands in the table is not looked at.
-pub(super) fn skeleton_drift(skeleton: &Skeleton, found: Option<&Snapshot>) -> Vec<RulesDrift> {
+pub(super) fn skeleton_drift(skeleton: &Skeleton, found: Option<&TableContent>) -> Vec<RulesDrift> {
     let table = skeleton.table.to_string();
     let Some(found) = found else { return vec![RulesDrift::NoTable(table)] };
     let mut drift = Vec::new();
@@ -86,7 +85,7 @@ pub(super) fn skeleton_drift(skeleton: &Skeleton, found: Option<&Snapshot>) -> V
 }
 
 /// Whether a table says that podwire made it, in another version.
-pub(super) fn is_of_another_version(found: &Snapshot) -> bool {
+pub(super) fn is_of_another_version(found: &TableContent) -> bool {
     let number = |comment: &str| comment.strip_prefix("podwire ")?.parse::<u32>().ok();
     found.comment.as_deref().and_then(number).is_some_and(|version| version != VERSION)
 }
@@ -101,7 +100,7 @@ pub(super) fn chain_drift(
     table: TableRef<'_>,
     chain: &Chain,
     rules: &[Rule],
-    found: &Snapshot,
+    found: &TableContent,
 ) -> Option<RulesDrift> {
     let table = table.to_string();
     match found.chains.get(&chain.name) {

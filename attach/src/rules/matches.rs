@@ -8,21 +8,24 @@ use podwire_kernel::Family;
 use podwire_kernel::nft::{CmpOp, Expr, Header, MetaKey, Reg, Verdict, ifname};
 
 /// The first register. Keys of several parts lie in adjacent registers from here on.
-pub(super) const KEY: Reg = Reg(0);
+pub const KEY: Reg = Reg(0);
 
-/// Transport protocol numbers beside those of [`crate::Protocol`].
-pub(super) const UDP: u8 = 17;
-pub(super) const ICMPV6: u8 = 58;
+/// UDP's protocol number.
+pub const UDP: u8 = 17;
+/// ICMPv6's protocol number.
+pub const ICMPV6: u8 = 58;
 
 /// An address of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub enum End {
+    /// Where it is from.
     Source,
+    /// Where it goes.
     Destination,
 }
 
 /// The packet is of that IP version: `meta nfproto ipv4`.
-pub(super) fn is_family(family: Family) -> [Expr; 2] {
+pub fn is_family(family: Family) -> [Expr; 2] {
     // NFPROTO_IPV4 and NFPROTO_IPV6.
     let number = match family {
         Family::V4 => 2_u8,
@@ -32,7 +35,7 @@ pub(super) fn is_family(family: Family) -> [Expr; 2] {
 }
 
 /// An address's bytes.
-pub(super) fn octets(address: IpAddr) -> Vec<u8> {
+pub fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
@@ -40,7 +43,7 @@ pub(super) fn octets(address: IpAddr) -> Vec<u8> {
 }
 
 /// How many registers an address takes.
-pub(super) fn width(family: Family) -> u8 {
+pub fn width(family: Family) -> u8 {
     match family {
         Family::V4 => 1,
         Family::V6 => 4,
@@ -48,7 +51,7 @@ pub(super) fn width(family: Family) -> u8 {
 }
 
 /// Loads an address of an IP packet.
-pub(super) fn load_address(family: Family, end: End, to: Reg) -> Expr {
+pub fn load_address(family: Family, end: End, to: Reg) -> Expr {
     let (offset, len) = match (family, end) {
         (Family::V4, End::Source) => (12, 4),
         (Family::V4, End::Destination) => (16, 4),
@@ -59,14 +62,14 @@ pub(super) fn load_address(family: Family, end: End, to: Reg) -> Expr {
 }
 
 /// `ip saddr 10.0.0.0/8`, with the check of the IP version.
-pub(super) fn address_in(end: End, network: IpNetwork) -> Vec<Expr> {
+pub fn address_in(end: End, network: IpNetwork) -> Vec<Expr> {
     let mut all = is_family(family_of(network.ip())).to_vec();
     all.extend(compare_network(end, network, CmpOp::Eq));
     all
 }
 
 /// Compares an address with a network, its IP version being known.
-pub(super) fn compare_network(end: End, network: IpNetwork, op: CmpOp) -> Vec<Expr> {
+pub fn compare_network(end: End, network: IpNetwork, op: CmpOp) -> Vec<Expr> {
     let family = family_of(network.ip());
     let prefix = usize::from(network.prefix());
     let value = octets(network.network());
@@ -82,7 +85,7 @@ pub(super) fn compare_network(end: End, network: IpNetwork, op: CmpOp) -> Vec<Ex
 }
 
 /// The family of an address.
-pub(super) fn family_of(address: IpAddr) -> Family {
+pub fn family_of(address: IpAddr) -> Family {
     match address {
         IpAddr::V4(_) => Family::V4,
         IpAddr::V6(_) => Family::V6,
@@ -90,26 +93,26 @@ pub(super) fn family_of(address: IpAddr) -> Family {
 }
 
 /// `iifname "br0"` or `iifname != "br0"`.
-pub(super) fn link_is(key: MetaKey, op: CmpOp, name: &str) -> [Expr; 2] {
+pub fn link_is(key: MetaKey, op: CmpOp, name: &str) -> [Expr; 2] {
     [Expr::meta(key, KEY), Expr::Cmp { reg: KEY, op, value: ifname(name).to_vec() }]
 }
 
 /// `ct status dnat` and the like: one of the bits is set.
-pub(super) fn has_bits(load: Expr, bits: u32) -> [Expr; 3] {
+pub fn has_bits(load: Expr, bits: u32) -> [Expr; 3] {
     [load, Expr::mask(KEY, bits.to_ne_bytes()), Expr::ne(KEY, [0; 4])]
 }
 
 /// A transport header's destination port.
-pub(super) fn load_destination_port(to: Reg) -> Expr {
+pub fn load_destination_port(to: Reg) -> Expr {
     Expr::payload(Header::Transport, 2, 2, to)
 }
 
 /// `drop`
-pub(super) fn drop() -> Expr {
+pub fn drop() -> Expr {
     Expr::Verdict(Verdict::Drop)
 }
 
 /// `accept`
-pub(super) fn accept() -> Expr {
+pub fn accept() -> Expr {
     Expr::Verdict(Verdict::Accept)
 }

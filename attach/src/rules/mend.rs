@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use podwire_kernel::nft::{Batch, Nft, TableRef};
+use podwire_kernel::nft::{Batch, Nft, TableContent, TableRef};
 use podwire_kernel::{Result, sysctl};
 
 use super::content::content;
 use super::install::{is_worth_another, route_localnet};
-use super::look::{self, Snapshot};
+use super::look;
 use super::restore::{Wanted, restore};
 use super::skeleton::{INET, LOCALNET, TABLES};
 use super::{ATTEMPTS, RulesError, forward, pause};
@@ -73,7 +73,7 @@ pub fn reconcile(
         batch.only_at(nft.generation()?.id);
         let mut repaired = Repaired::default();
         for table in TABLES {
-            let found = look::table(nft, table, true)?;
+            let found = nft.content(table, true)?;
             if let Some(found) = found.as_ref().filter(|_| table == INET) {
                 keep_loopback_off_links(&mut wanted, found);
             }
@@ -95,7 +95,7 @@ pub fn reconcile(
 }
 
 /// As long as 127.0.0.0/8 is routed over a link, the drop of what comes from there stays.
-fn keep_loopback_off_links(wanted: &mut Wanted, found: &Snapshot) {
+fn keep_loopback_off_links(wanted: &mut Wanted, found: &TableContent) {
     for element in found.elements_of(LOCALNET.name) {
         let name = element.key.split(|byte| *byte == 0).next().unwrap_or_default();
         let name = String::from_utf8_lossy(name);
@@ -110,7 +110,7 @@ pub(super) fn mend(nft: &mut Nft, tables: &[TableRef<'static>]) -> Result<()> {
     let mut batch = Batch::new();
     batch.only_at(nft.generation()?.id);
     for table in tables {
-        let found = look::table(nft, table.to_owned(), true)?;
+        let found = nft.content(table.to_owned(), true)?;
         let mut wanted = Wanted::default();
         for element in found.iter().flat_map(|found| found.elements_of(LOCALNET.name)) {
             wanted.share(LOCALNET, element.clone());
@@ -125,7 +125,7 @@ pub(super) fn mend(nft: &mut Nft, tables: &[TableRef<'static>]) -> Result<()> {
 /// # Errors
 /// See [`RulesError`].
 pub fn uninstall(nft: &mut Nft) -> Result<(), RulesError> {
-    if let Some(found) = look::table(nft, INET, true)? {
+    if let Some(found) = nft.content(INET, true)? {
         for element in found.elements_of(LOCALNET.name) {
             let name = element.key.split(|byte| *byte == 0).next().unwrap_or_default();
             // With the table goes the drop that makes it safe.

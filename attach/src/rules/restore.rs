@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use podwire_kernel::nft::{Batch, Chain, Data, Element, Place, Rule, TableRef, Verdict};
+use podwire_kernel::nft::{Batch, Chain, Data, Element, Place, Rule, TableContent, TableRef, Verdict};
 
 use super::chains::{NamedChain, is_content_name};
 use super::compare::{chain_drift, is_same_element, is_same_set, skeleton_drift};
 use super::content::{Content, owner_of};
-use super::look::Snapshot;
 use super::mend::Repaired;
 use super::skeleton::{INET, SetRef, is_shared, skeleton, table_comment};
 use crate::OwnerId;
@@ -57,7 +56,7 @@ struct Target {
 pub(super) fn restore(
     batch: &mut Batch,
     table: TableRef<'static>,
-    found: Option<&Snapshot>,
+    found: Option<&TableContent>,
     wanted: &Wanted,
     keep: &dyn Fn(OwnerId) -> bool,
     make: bool,
@@ -69,13 +68,13 @@ pub(super) fn restore(
     if !skeleton_drift(&skeleton(table), found).is_empty() {
         return rebuild(batch, table, found, &target);
     }
-    let empty = Snapshot::default();
+    let empty = TableContent::default();
     mend_elements(batch, table, found.unwrap_or(&empty), &target)
 }
 
 fn target(
     table: TableRef<'static>,
-    found: Option<&Snapshot>,
+    found: Option<&TableContent>,
     wanted: &Wanted,
     keep: &dyn Fn(OwnerId) -> bool,
 ) -> Target {
@@ -89,8 +88,9 @@ fn target(
         let none = BTreeMap::new();
         let wanted_here = wanted.owned.get(set).unwrap_or(&none);
         let mut elements = BTreeMap::new();
-        let same_set =
-            |snapshot: &&Snapshot| snapshot.sets.get(set.name).is_some_and(|is| is_same_set(definition, is));
+        let same_set = |snapshot: &&TableContent| {
+            snapshot.sets.get(set.name).is_some_and(|is| is_same_set(definition, is))
+        };
         let present = found.filter(same_set).map_or(&[][..], |snapshot| snapshot.elements_of(set.name));
         for element in present {
             let Some(owner) = owner_of(element) else { continue };
@@ -152,7 +152,7 @@ fn leads_to(element: &Element) -> Option<&str> {
 fn rebuild(
     batch: &mut Batch,
     table: TableRef<'static>,
-    found: Option<&Snapshot>,
+    found: Option<&TableContent>,
     target: &Target,
 ) -> Repaired {
     let mut repaired = Repaired { skeletons: 1, ..Repaired::default() };
@@ -196,7 +196,12 @@ pub(super) fn add_chain(batch: &mut Batch, table: TableRef<'_>, name: &str, rule
     add_rules(batch, table, name, rules);
 }
 
-fn mend_elements(batch: &mut Batch, table: TableRef<'static>, found: &Snapshot, target: &Target) -> Repaired {
+fn mend_elements(
+    batch: &mut Batch,
+    table: TableRef<'static>,
+    found: &TableContent,
+    target: &Target,
+) -> Repaired {
     let mut repaired = Repaired::default();
     for (name, rules) in &target.chains {
         let chain = Chain { name: name.clone(), ..Chain::default() };
