@@ -13,6 +13,7 @@ compile_error!("podwire runs on Linux only");
 
 pub mod cases;
 pub mod chain;
+pub mod cluster;
 pub mod containerd;
 pub mod cri;
 mod error;
@@ -29,6 +30,7 @@ pub mod podman;
 pub mod podwired;
 mod process;
 pub mod traffic;
+pub mod underlay;
 
 pub use error::{LabError, Result};
 pub use lab::Lab;

@@ -5,12 +5,14 @@
 //! so only its making happens on a thread inside.
 
 mod client;
+mod counter;
 pub mod frames;
 mod outside;
 mod rate;
 mod server;
 
 pub use client::{Client, Heard, Talk};
+pub use counter::{Flow, Flows, INTERVAL, Lap};
 
 pub use outside::{Outside, UPLINK};
 pub use rate::{Sink, send_for};
