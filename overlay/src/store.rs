@@ -1,5 +1,8 @@
 //! Where the nodes of a cluster meet. A store is a task of the agent: it says who there is, and announces this node.
 
+pub mod etcd;
+
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -66,12 +69,15 @@ pub enum StoreEvent {
     Joined(Membership),
     /// All that there is; complete.
     Snapshot {
-        /// The nodes.
+        /// The nodes. The same `Arc` as last time if only what follows has changed.
         snapshot: Arc<Snapshot>,
+        /// Which nodes are not connected to the store now, by name; `None` where the store cannot tell.
+        absent: Option<Arc<BTreeSet<String>>>,
         /// See [`Remembered::mark`].
         mark: Option<(u64, u64)>,
     },
-    /// The store does not answer. What is known stays right as far as anybody knows. Told once for each loss.
+    /// The store does not answer, for some seconds now. What is known stays right as far as anybody knows. Told once for
+    /// each loss.
     Lost {
         /// What went wrong, and with which endpoint.
         why: String,
@@ -83,9 +89,10 @@ pub enum StoreEvent {
         /// The reason, and what to do about it.
         why: String,
     },
-    /// Another node has this node's subnets now, by right.
+    /// This node's subnets are not its own any more: another node has them by right, or they were taken from it, or it
+    /// left. Its pods may go on until they are moved; there must be no new ones before the next `Joined`.
     Fenced {
-        /// Who, which, and what to do about it.
+        /// Who has which, and what to do about it.
         why: String,
     },
     /// Something that an administrator should know of the store's content, such as a record that is left out.
@@ -102,7 +109,8 @@ pub struct Command {
 }
 
 /// See [`Command`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Action {
     /// Ends another node's membership: its subnets rest, and are free then.
     RemoveNode {
@@ -111,7 +119,7 @@ pub enum Action {
         /// Also if it is present.
         force: bool,
     },
-    /// Ends this node's own.
+    /// Ends this node's own, whatever runs on it.
     Leave,
     /// Changes the shared settings.
     Configure(Box<ClusterConfig>),
