@@ -9,6 +9,12 @@
 
 pub mod claims;
 pub mod cluster;
+pub mod file;
+pub mod http;
+pub mod identity;
+pub mod remembered;
 pub mod ruleset;
+pub mod status;
 pub mod store;
+pub mod telemetry;
 pub mod terminal;
