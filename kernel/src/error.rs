@@ -58,6 +58,11 @@ impl Error {
         self.is(&[Errno::ENODEV, Errno::ENOENT, Errno::ESRCH, Errno::EADDRNOTAVAIL, Errno::ENXIO])
     }
 
+    /// Whether no route leads to the destination (ENETUNREACH, EHOSTUNREACH).
+    pub fn is_unreachable(&self) -> bool {
+        self.is(&[Errno::ENETUNREACH, Errno::EHOSTUNREACH])
+    }
+
     /// Whether the object to be made is there already (EEXIST).
     pub fn is_exists(&self) -> bool {
         self.is(&[Errno::EEXIST])

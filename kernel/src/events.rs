@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::num::NonZeroU32;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
@@ -17,6 +18,7 @@ use tokio::io::unix::AsyncFd;
 use crate::addr::Address;
 use crate::error::{Error, Result};
 use crate::link::Link;
+use crate::neighbour::{FdbEntry, Neighbour};
 use crate::reply::{Body, parse_replies};
 use crate::route::Route;
 
@@ -40,8 +42,33 @@ pub enum Event {
     Route(Box<Route>),
     /// A route is gone. The kernel does not say so for the IPv4 routes of a link that goes down.
     RouteRemoved(Box<Route>),
+    /// A neighbour is new or has changed, as it also does while the kernel asks for it or confirms it.
+    Neighbour(Neighbour),
+    /// A neighbour is gone.
+    NeighbourRemoved(Neighbour),
+    /// A forwarding entry of a bridge or VXLAN device is new or has changed.
+    Fdb(FdbEntry),
+    /// A forwarding entry is gone. The kernel does not say so for those of a VXLAN device that is removed.
+    FdbRemoved(FdbEntry),
     /// Events were lost, or could not be understood: read everything again. What changes after this event is told.
     Overrun,
+}
+
+/// A change and who asked for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caused {
+    /// The change.
+    pub event: Event,
+    /// The netlink port of the socket whose request made it, to be compared with
+    /// [`Netlink::port`](crate::Netlink::port); `None` for what the kernel did by itself, and for what it does not say
+    /// of.
+    ///
+    /// Linux 6.18 says it of routes, new and removed, of both families; of IPv4 addresses; of neighbours, but not of
+    /// their removal, which it tells twice: as [`Event::Neighbour`] in the state "failed", with the port, and as
+    /// [`Event::NeighbourRemoved`], without. It does not say it of links, IPv6 addresses and forwarding entries, nor of
+    /// what follows by itself, such as the routes that go with an address. Whoever made such a change must tell it by
+    /// what it is.
+    pub port: Option<NonZeroU32>,
 }
 
 /// Which changes to hear of.
@@ -53,18 +80,26 @@ pub struct Topics {
     pub addresses: bool,
     /// Routes of both families.
     pub routes: bool,
+    /// Neighbours of both families, and forwarding entries.
+    pub neighbours: bool,
 }
 
 impl Topics {
     /// Links alone.
-    pub const LINKS: Self = Self { links: true, addresses: false, routes: false };
+    pub const LINKS: Self = Self { links: true, addresses: false, routes: false, neighbours: false };
     /// Everything.
-    pub const ALL: Self = Self { links: true, addresses: true, routes: true };
+    pub const ALL: Self = Self { links: true, addresses: true, routes: true, neighbours: true };
 
     /// RTNLGRP_* of linux/rtnetlink.h.
     fn groups(self) -> impl Iterator<Item = u32> {
-        let groups =
-            [(self.links, 1), (self.addresses, 5), (self.addresses, 9), (self.routes, 7), (self.routes, 11)];
+        let groups = [
+            (self.links, 1),
+            (self.neighbours, 3),
+            (self.addresses, 5),
+            (self.addresses, 9),
+            (self.routes, 7),
+            (self.routes, 11),
+        ];
         groups.into_iter().filter(|(wanted, _)| *wanted).map(|(_, group)| group)
     }
 }
@@ -73,7 +108,7 @@ impl Topics {
 #[derive(Debug)]
 pub struct Events {
     listener: Listener,
-    queue: VecDeque<Event>,
+    queue: VecDeque<Caused>,
 }
 
 impl Events {
@@ -95,15 +130,26 @@ impl Events {
     /// # Errors
     /// The socket failed; open another and read everything again.
     pub async fn next(&mut self) -> Result<Event> {
+        self.next_caused().await.map(|caused| caused.event)
+    }
+
+    /// [`Events::next`], with who asked for the change.
+    ///
+    /// # Errors
+    /// As [`Events::next`].
+    pub async fn next_caused(&mut self) -> Result<Caused> {
         loop {
-            if let Some(event) = self.queue.pop_front() {
-                return Ok(event);
+            if let Some(caused) = self.queue.pop_front() {
+                return Ok(caused);
             }
             match self.listener.datagram().await? {
                 Some(datagram) => {
-                    self.queue.extend(parse_replies(datagram).filter_map(|reply| event(reply.body)));
+                    self.queue.extend(parse_replies(datagram).filter_map(|reply| {
+                        let port = NonZeroU32::new(reply.port);
+                        event(reply.body).map(|event| Caused { event, port })
+                    }));
                 }
-                None => self.queue.push_back(Event::Overrun),
+                None => self.queue.push_back(Caused { event: Event::Overrun, port: None }),
             }
         }
     }
@@ -183,6 +229,10 @@ fn event(body: Body) -> Option<Event> {
         Body::AddressRemoved(address) => Some(Event::AddressRemoved(address)),
         Body::Route(route) => Some(Event::Route(route)),
         Body::RouteRemoved(route) => Some(Event::RouteRemoved(route)),
+        Body::Neighbour(neighbour) => Some(Event::Neighbour(neighbour)),
+        Body::NeighbourRemoved(neighbour) => Some(Event::NeighbourRemoved(neighbour)),
+        Body::Fdb(entry) => Some(Event::Fdb(entry)),
+        Body::FdbRemoved(entry) => Some(Event::FdbRemoved(entry)),
         Body::Overrun | Body::Malformed => Some(Event::Overrun),
         Body::Ack | Body::Done | Body::Failure { .. } => None,
         // Of groups that are not listened to.

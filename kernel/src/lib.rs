@@ -19,6 +19,7 @@ pub mod events;
 pub mod legacy_iptables;
 pub mod link;
 mod mac;
+pub mod neighbour;
 mod netlink;
 mod netns;
 mod nfnetlink;

@@ -1,4 +1,4 @@
-//! Links: veth pairs, bridges and their ports.
+//! Links: veth pairs, bridges and their ports, VXLAN devices.
 //!
 //! A veth's two ends live in two network namespaces from the start: one message makes the host's end, puts it into
 //! its bridge and makes the pod's end, under its final name, inside the pod's namespace. What the kernel does not
@@ -19,6 +19,10 @@ use netlink_packet_route::link::{
 use crate::mac::MacAddr;
 use crate::netlink::Request;
 use crate::reply::{attributes, i32_at, text, u16_at, u32_at};
+
+mod vxlan;
+
+pub use vxlan::{Df, Vxlan, change_vxlan_local, create_vxlan};
 
 /// The loopback link's index, in every network namespace.
 pub const LOOPBACK: u32 = 1;
@@ -78,6 +82,8 @@ pub struct Link {
     pub port: Option<BridgePort>,
     /// Its settings as a bridge; `None` if it is none.
     pub bridge: Option<BridgeState>,
+    /// Its settings as a VXLAN device; `None` if it is none.
+    pub vxlan: Option<Vxlan>,
     /// How it makes itself IPv6 addresses; `None` if it has no IPv6.
     pub addr_gen_mode: Option<AddrGenMode>,
 }
@@ -442,6 +448,7 @@ impl Link {
         for (kind, value) in attributes(info) {
             match kind {
                 1 => self.kind = Some(text(value)),
+                2 if self.kind.as_deref() == Some("vxlan") => self.vxlan = Some(Vxlan::parse(value)),
                 2 if self.kind.as_deref() == Some("bridge") => {
                     let bridge = self.bridge.get_or_insert_default();
                     // IFLA_BR_VLAN_DEFAULT_PVID is what only kernels with VLANs tell; 7 all tell.

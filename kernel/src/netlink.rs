@@ -7,6 +7,7 @@
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use ipnetwork::IpNetwork;
@@ -15,6 +16,7 @@ use netlink_packet_core::{
     NetlinkSerializable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::SocketAddr;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
@@ -103,7 +105,16 @@ impl fmt::Debug for Request<'_> {
 /// socket: a dump may still be under way in the old one.
 pub struct Netlink {
     channel: Channel,
+    port: NonZeroU32,
     sequence: u32,
+}
+
+/// What came of an exchange.
+struct Outcome {
+    /// The requests that failed, in their order, each with its index.
+    failures: Vec<Error>,
+    /// The tables did not change while they were dumped.
+    whole: bool,
 }
 
 impl Netlink {
@@ -116,7 +127,11 @@ impl Netlink {
         let failed = |e: io::Error| Error::io("open netlink socket", "", &e);
         let channel = Channel::open(NETLINK_ROUTE).map_err(failed)?;
         channel.socket.set_netlink_get_strict_chk(true).map_err(failed)?;
-        Ok(Self { channel, sequence: 0 })
+        let mut address = SocketAddr::new(0, 0);
+        channel.socket.get_address(&mut address).map_err(failed)?;
+        let port = NonZeroU32::new(address.port_number())
+            .ok_or_else(|| failed(io::Error::other("the kernel gave the socket no port")))?;
+        Ok(Self { channel, port, sequence: 0 })
     }
 
     /// The cookie of the socket's network namespace (SO_NETNS_COOKIE): never given twice within one boot. `None`
@@ -125,23 +140,36 @@ impl Netlink {
         crate::netns::cookie(self.channel.socket.as_fd())
     }
 
+    /// The socket's netlink port, by which [events](crate::events::Caused::port) name who asked for a change.
+    pub fn port(&self) -> NonZeroU32 {
+        self.port
+    }
+
     /// Carries out the requests in their order, up to 200 in one send.
     ///
     /// # Errors
     /// The first request that failed, with its `index`. **The kernel runs the rest all the same**, so a request
     /// must do no harm when an earlier one failed. For an error of the socket itself see [`Netlink`].
     pub fn apply(&mut self, requests: &[Request<'_>]) -> Result<()> {
-        let mut first = Ok(());
+        self.apply_all(requests)?.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Carries out the requests in their order, up to 200 in one send, and says of each that failed: every error has
+    /// its `index`, the lowest first. An empty list: all of them succeeded.
+    ///
+    /// # Errors
+    /// One of the socket itself: some of the requests were carried out, nobody knows which. See [`Netlink`].
+    pub fn apply_all(&mut self, requests: &[Request<'_>]) -> Result<Vec<Error>> {
+        let mut failures = Vec::new();
         for (i, batch) in requests.chunks(BATCH).enumerate() {
             let batch: Vec<_> = batch.iter().collect();
-            let result = self.exchange(&batch, &mut |_| ());
-            let result = result.map(drop).map_err(|mut error| {
+            let Outcome { failures: failed, .. } = self.converse(&batch, &mut |_| ())?;
+            failures.extend(failed.into_iter().map(|mut error| {
                 error.index = error.index.map(|index| index + i * BATCH);
                 error
-            });
-            first = first.and(result);
+            }));
         }
-        first
+        Ok(failures)
     }
 
     /// [`Netlink::apply`], then the link as it is afterwards: in the same send, for no further system call.
@@ -191,12 +219,23 @@ impl Netlink {
         if matches!(link, LinkRef::Name(name) if name.len() > link::MAX_NAME) {
             return Ok(None);
         }
-        let query = link::query(link, nsid);
+        self.one(&link::query(link, nsid), |body| match body {
+            Body::Link(link) => Some(*link),
+            _ => None,
+        })
+    }
+
+    /// The one object that the query asks for; `None` if it is missing.
+    pub(crate) fn one<T>(
+        &mut self,
+        query: &Request<'_>,
+        pick: impl Fn(Body) -> Option<T>,
+    ) -> Result<Option<T>> {
         let mut found = None;
         let mut ask = || {
-            self.exchange(&[&query], &mut |body| {
-                if let Body::Link(link) = body {
-                    found = Some(*link);
+            self.exchange(&[query], &mut |body| {
+                if let Some(object) = pick(body) {
+                    found = Some(object);
                 }
             })
         };
@@ -287,8 +326,15 @@ impl Netlink {
     /// Sends the requests as one datagram and hands out what the answers carry. `false`: the tables changed while
     /// they were dumped.
     pub(crate) fn exchange(&mut self, requests: &[&Request<'_>], take: &mut dyn FnMut(Body)) -> Result<bool> {
+        let Outcome { failures, whole } = self.converse(requests, take)?;
+        failures.into_iter().next().map_or(Ok(whole), Err)
+    }
+
+    /// Sends the requests as one datagram and hands out what the answers carry. The error is one of the socket.
+    fn converse(&mut self, requests: &[&Request<'_>], take: &mut dyn FnMut(Body)) -> Result<Outcome> {
+        let mut outcome = Outcome { failures: Vec::new(), whole: true };
         let Some(last) = requests.last() else {
-            return Ok(true);
+            return Ok(outcome);
         };
         let first_sequence = self.sequence.wrapping_add(1);
         self.serialize(requests);
@@ -296,14 +342,12 @@ impl Netlink {
         let dump = last.flags & NLM_F_DUMP == NLM_F_DUMP;
         self.channel.send().map_err(|errno| last.error(errno))?;
 
-        let mut failure: Option<Error> = None;
-        let mut whole = true;
         loop {
             match self.channel.receive() {
                 Ok(()) => {}
                 // The dump goes on behind the gap.
                 Err(Errno::ENOBUFS | Errno::EMSGSIZE) if dump => {
-                    whole = false;
+                    outcome.whole = false;
                     continue;
                 }
                 Err(errno) => return Err(last.error(errno).with(lost_answer(errno))),
@@ -318,23 +362,21 @@ impl Netlink {
                     continue;
                 };
                 let is_last = reply.sequence == last_sequence;
-                whole &= !reply.interrupted;
+                outcome.whole &= !reply.interrupted;
                 match reply.body {
                     Body::Failure { errno, detail } => {
-                        if failure.is_none() {
-                            let error = Error { errno, detail, ..request.error(Errno::EIO) };
-                            failure = Some(Error { index: Some(index), ..error });
-                        }
+                        let error = request.error(Errno::EIO);
+                        outcome.failures.push(Error { errno, detail, index: Some(index), ..error });
                         if is_last {
-                            return failure.map_or(Ok(whole), Err);
+                            return Ok(outcome);
                         }
                     }
                     Body::Ack | Body::Done => {
                         if is_last {
-                            return failure.map_or(Ok(whole), Err);
+                            return Ok(outcome);
                         }
                     }
-                    Body::Overrun if dump => whole = false,
+                    Body::Overrun if dump => outcome.whole = false,
                     Body::Overrun => {
                         return Err(last.error(Errno::ENOBUFS).with(lost_answer(Errno::ENOBUFS)));
                     }
@@ -342,7 +384,7 @@ impl Netlink {
                         take(body);
                         // The answer to a query for one object is not followed by anything that was not asked for.
                         if is_last && !reply.multi && last.flags & NLM_F_ACK == 0 {
-                            return failure.map_or(Ok(whole), Err);
+                            return Ok(outcome);
                         }
                     }
                 }

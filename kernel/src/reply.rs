@@ -6,6 +6,7 @@
 
 use crate::addr::Address;
 use crate::link::Link;
+use crate::neighbour::{FdbEntry, Neighbour};
 use crate::qdisc::{Filter, Qdisc};
 use crate::route::Route;
 
@@ -26,6 +27,9 @@ const NLM_F_ACK_TLVS: u16 = 0x200;
 pub struct Reply {
     /// The number of the request that it answers; 0 for an event.
     pub sequence: u32,
+    /// The netlink port of the socket whose request it answers, or whose request made the change that an event tells;
+    /// 0 for a change that the kernel made, or that it does not say of.
+    pub port: u32,
     /// Whether more messages follow until [`Body::Done`].
     pub multi: bool,
     /// Whether the tables changed while they were read: the dump must be taken again.
@@ -62,6 +66,14 @@ pub enum Body {
     Route(Box<Route>),
     /// A route that is gone (RTM_DELROUTE).
     RouteRemoved(Box<Route>),
+    /// A neighbour (RTM_NEWNEIGH).
+    Neighbour(Neighbour),
+    /// A neighbour that is gone (RTM_DELNEIGH).
+    NeighbourRemoved(Neighbour),
+    /// A forwarding entry (RTM_NEWNEIGH with AF_BRIDGE).
+    Fdb(FdbEntry),
+    /// A forwarding entry that is gone (RTM_DELNEIGH with AF_BRIDGE).
+    FdbRemoved(FdbEntry),
     /// A queueing discipline (RTM_NEWQDISC).
     Qdisc(Box<Qdisc>),
     /// A filter (RTM_NEWTFILTER).
@@ -82,7 +94,13 @@ pub fn parse_replies(datagram: &[u8]) -> impl Iterator<Item = Reply> + '_ {
         }
         let Some((header, payload, next)) = split_message(rest) else {
             rest = &[];
-            return Some(Reply { sequence: 0, multi: false, interrupted: false, body: Body::Malformed });
+            return Some(Reply {
+                sequence: 0,
+                port: 0,
+                multi: false,
+                interrupted: false,
+                body: Body::Malformed,
+            });
         };
         rest = next;
         let body = parse_body(&header, payload);
@@ -91,6 +109,7 @@ pub fn parse_replies(datagram: &[u8]) -> impl Iterator<Item = Reply> + '_ {
         }
         Some(Reply {
             sequence: header.sequence,
+            port: header.port,
             multi: header.is_multi(),
             interrupted: header.is_interrupted(),
             body,
@@ -103,6 +122,7 @@ pub(crate) struct Header {
     pub(crate) kind: u16,
     flags: u16,
     pub(crate) sequence: u32,
+    port: u32,
 }
 
 impl Header {
@@ -121,7 +141,12 @@ pub(crate) fn split_message(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
     if length < HEADER {
         return None;
     }
-    let header = Header { kind: u16_at(bytes, 4)?, flags: u16_at(bytes, 6)?, sequence: u32_at(bytes, 8)? };
+    let header = Header {
+        kind: u16_at(bytes, 4)?,
+        flags: u16_at(bytes, 6)?,
+        sequence: u32_at(bytes, 8)?,
+        port: u32_at(bytes, 12)?,
+    };
     let payload = bytes.get(HEADER..length)?;
     let next = bytes.get(aligned(length)..).unwrap_or_default();
     Some((header, payload, next))
@@ -161,11 +186,27 @@ fn parse_body(header: &Header, payload: &[u8]) -> Body {
         24 | 25 if payload.first().is_some_and(|family| ![2, 10].contains(family)) => Some(Body::Other),
         24 => route().map(Body::Route),
         25 => route().map(Body::RouteRemoved),
+        28 => neighbour_body(payload, Body::Neighbour, Body::Fdb),
+        29 => neighbour_body(payload, Body::NeighbourRemoved, Body::FdbRemoved),
         36 => Qdisc::parse(payload).map(Box::new).map(Body::Qdisc),
         44 => Filter::parse(payload).map(Box::new).map(Body::Filter),
         _ => Some(Body::Other),
     };
     body.unwrap_or(Body::Malformed)
+}
+
+/// A message of the neighbour tables: IP's, a bridge's or VXLAN device's, or one that is none of ours.
+fn neighbour_body(
+    payload: &[u8],
+    neighbour: fn(Neighbour) -> Body,
+    fdb: fn(FdbEntry) -> Body,
+) -> Option<Body> {
+    match payload.first()? {
+        2 | 10 => Neighbour::parse(payload).map(neighbour),
+        // AF_BRIDGE; an entry that is no Ethernet address, such as a multicast group, is told in the same way.
+        7 => Some(FdbEntry::parse(payload).map_or(Body::Other, fdb)),
+        _ => Some(Body::Other),
+    }
 }
 
 fn parse_error(header: &Header, payload: &[u8]) -> Body {

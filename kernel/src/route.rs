@@ -10,9 +10,10 @@ use netlink_packet_route::route::{
     RouteVia,
 };
 
-use crate::addr::Family;
-use crate::netlink::{Request, network_text};
-use crate::reply::{attributes, ip, u16_at, u32_at};
+use crate::addr::{self, Family};
+use crate::error::Result;
+use crate::netlink::{Netlink, Request, network_text};
+use crate::reply::{Body, attributes, ip, u16_at, u32_at};
 
 /// The main routing table's number (RT_TABLE_MAIN).
 pub const MAIN_TABLE: u32 = 254;
@@ -22,6 +23,10 @@ pub const PROTOCOL_BOOT: u8 = 3;
 
 /// The protocol number of routes learned from IPv6 router advertisements (RTPROT_RA).
 pub const PROTOCOL_RA: u8 = 9;
+
+/// The protocol number of the routes between nodes that podwire makes. No number of linux/rtnetlink.h or of the
+/// routing programs that registered one; the same as that of its addresses ([`addr::PROTOCOL`]).
+pub const ROUTE_PROTOCOL: u8 = addr::PROTOCOL;
 
 /// Valid everywhere (RT_SCOPE_UNIVERSE).
 pub const SCOPE_UNIVERSE: u8 = 0;
@@ -159,6 +164,71 @@ pub fn replace(route: &Route) -> Request<'static> {
 /// Removes the route.
 pub fn remove(route: &Route) -> Request<'static> {
     Request::change("remove route", route.to_string(), RouteNetlinkMessage::DelRoute(message(route)))
+}
+
+/// A packet whose route is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lookup {
+    /// Where it goes.
+    pub destination: IpAddr,
+    /// Where it comes from; `None`: the machine chooses.
+    pub source: Option<IpAddr>,
+    /// The link that it came in by; `None` for a packet of the machine's own.
+    pub input: Option<u32>,
+    /// The link that it must leave by.
+    pub output: Option<u32>,
+    /// Its mark (`fwmark`), which routing rules look at.
+    pub mark: u32,
+}
+
+impl Lookup {
+    /// A packet of the machine's own, to anywhere.
+    pub fn to(destination: IpAddr) -> Self {
+        Self { destination, source: None, input: None, output: None, mark: 0 }
+    }
+
+    fn message(&self) -> RouteMessage {
+        let family = Family::of(self.destination);
+        let bits = if family == Family::V4 { 32 } else { 128 };
+        let mut message = RouteMessage::default();
+        message.header.address_family = family.number();
+        message.header.destination_prefix_length = bits;
+        message.header.flags = RouteFlags::FibMatch;
+        if family == Family::V4 {
+            // Or the kernel calls every table the main one. It refuses this for IPv6, where it always tells the table.
+            message.header.flags |= RouteFlags::LookupTable;
+        }
+        message.attributes.push(RouteAttribute::Destination(self.destination.into()));
+        if let Some(source) = self.source {
+            message.header.source_prefix_length = bits;
+            message.attributes.push(RouteAttribute::Source(source.into()));
+        }
+        message.attributes.extend(self.input.map(RouteAttribute::Iif));
+        message.attributes.extend(self.output.map(RouteAttribute::Oif));
+        if self.mark != 0 {
+            message.attributes.push(RouteAttribute::Mark(self.mark));
+        }
+        message
+    }
+}
+
+impl Netlink {
+    /// The route by which the kernel would send a packet at this moment, as it stands in its table; `None` if there is
+    /// none. This machine's own addresses have routes of kind 2 (local), for IPv4 in the local table or, as long as
+    /// there are no routing rules, in the main one.
+    ///
+    /// # Errors
+    /// The kernel refuses such packets: by a route of kind prohibit (EACCES), blackhole (EINVAL) or throw (EAGAIN), or
+    /// because one with that source cannot come in by that link.
+    pub fn route_to(&mut self, lookup: &Lookup) -> Result<Option<Route>> {
+        let message = RouteNetlinkMessage::GetRoute(lookup.message());
+        let query = Request::query("look up route to", lookup.destination.to_string(), message);
+        let found = self.one(&query, |body| match body {
+            Body::Route(route) => Some(*route),
+            _ => None,
+        });
+        found.or_else(|error| if error.is_unreachable() { Ok(None) } else { Err(error) })
+    }
 }
 
 fn message(route: &Route) -> RouteMessage {

@@ -1,11 +1,14 @@
 //! What the kernel tells by itself.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use podwire_kernel::addr;
-use podwire_kernel::events::{Event, Events, Topics};
-use podwire_kernel::link::{self, LinkChange, LinkRef};
+use ipnetwork::IpNetwork;
+use podwire_kernel::events::{Caused, Event, Events, Topics};
+use podwire_kernel::link::{self, LinkChange, LinkRef, Vxlan};
+use podwire_kernel::neighbour::{self, State};
 use podwire_kernel::route::{self, Nexthop, Route};
+use podwire_kernel::{MacAddr, addr};
 
 use crate::lab::{bridge, in_new_netns, network, pair, socket};
 
@@ -125,6 +128,106 @@ fn lost_events_are_told() {
             // And it goes on after that.
             netlink.apply(&[link::delete(link.index, "left")]).expect("removed");
             until(&mut events, |event| matches!(event, Event::LinkRemoved { .. }).then_some(())).await;
+        });
+    });
+}
+
+/// What the documentation of `Caused::port` says.
+#[test]
+fn a_change_names_the_socket_that_asked_for_it_where_the_kernel_knows() {
+    in_new_netns(|| {
+        let mut netlink = socket();
+        on_tokio(async {
+            let mut events = Events::open(Topics::ALL).expect("listening");
+            let (mac, ip) = (MacAddr([2, 0, 0, 0, 1, 5]), |text: &str| text.parse().expect("an address"));
+            let settings = Vxlan::new(1, 8472, Some(ip("192.0.2.1")));
+            let mut requests =
+                vec![link::create_vxlan("podwire.1", MacAddr([2, 0, 0, 0, 0, 1]), None, &settings)];
+            requests.extend(link::change(LinkRef::Name("podwire.1"), &crate::lab::up()));
+            let made = netlink.apply_then_link(&requests, LinkRef::Name("podwire.1"));
+            let index = made.expect("made").expect("there").index;
+            let route = |prefix: &str, gateway: &str| {
+                let nexthop = Nexthop { gateway: Some(ip(gateway)), oif: Some(index) };
+                Route { onlink: true, ..Route::new(network(prefix), vec![nexthop]) }
+            };
+            let (v4, v6) = (route("10.5.0.0/24", "10.5.0.0"), route("fd05::/64", "fd05::"));
+            let change = [
+                route::replace(&v4),
+                route::replace(&v6),
+                neighbour::replace(index, ip("10.5.0.0"), mac),
+                neighbour::replace(index, ip("fd05::"), mac),
+                neighbour::replace_fdb(index, mac, ip("192.0.2.5")),
+                addr::add(index, network("10.1.0.0/32"), true),
+                addr::add(index, network("fd01::/128"), true),
+                // A replacement by the same again is told for IPv6 routes alone.
+                route::replace(&v4),
+                route::replace(&v6),
+                neighbour::replace(index, ip("10.5.0.0"), mac),
+                route::remove(&v4),
+                route::remove(&v6),
+                neighbour::remove(index, ip("10.5.0.0")),
+                neighbour::remove_fdb(index, mac, None),
+                // The last IPv4 address takes the routes with it.
+                addr::remove(index, network("10.1.0.0/32")),
+                addr::remove(index, network("fd01::/128")),
+                link::delete(index, "podwire.1"),
+            ];
+            netlink.apply(&change).expect("applied");
+            let mut seen = BTreeSet::new();
+            loop {
+                let caused = tokio::time::timeout(Duration::from_secs(5), events.next_caused()).await;
+                let Caused { event, port } = caused.expect("the link's end").expect("an event");
+                let ours = port.map(|port| port == netlink.port());
+                let of_ours =
+                    |address: IpNetwork| [network("10.1.0.0/32"), network("fd01::/128")].contains(&address);
+                match event {
+                    Event::Link(_) => seen.insert(("link", ours)),
+                    Event::Address(a) if a.address.is_ipv4() => seen.insert(("IPv4 address", ours)),
+                    Event::AddressRemoved(a) if a.address.is_ipv4() => {
+                        seen.insert(("IPv4 address removed", ours))
+                    }
+                    Event::Address(a) if of_ours(a.address) => seen.insert(("IPv6 address", ours)),
+                    Event::AddressRemoved(a) if of_ours(a.address) => {
+                        seen.insert(("IPv6 address removed", ours))
+                    }
+                    Event::Route(r) if r.destination == v4.destination => seen.insert(("IPv4 route", ours)),
+                    Event::RouteRemoved(r) if r.destination == v4.destination => {
+                        seen.insert(("IPv4 route removed", ours))
+                    }
+                    Event::Route(r) if r.destination == v6.destination => seen.insert(("IPv6 route", ours)),
+                    Event::RouteRemoved(r) if r.destination == v6.destination => {
+                        seen.insert(("IPv6 route removed", ours))
+                    }
+                    Event::Neighbour(n) if n.mac == Some(mac) => seen.insert(("neighbour", ours)),
+                    Event::Neighbour(n) if n.state == State::Failed => {
+                        seen.insert(("neighbour failed", ours))
+                    }
+                    Event::NeighbourRemoved(n) if n.address == ip("10.5.0.0") => {
+                        seen.insert(("neighbour removed", ours))
+                    }
+                    Event::Fdb(_) => seen.insert(("FDB", ours)),
+                    Event::FdbRemoved(_) => seen.insert(("FDB removed", ours)),
+                    Event::LinkRemoved { .. } => break,
+                    _ => false,
+                };
+            }
+            let expected = BTreeSet::from([
+                ("link", None),
+                ("IPv4 address", Some(true)),
+                ("IPv4 address removed", Some(true)),
+                ("IPv6 address", None),
+                ("IPv6 address removed", None),
+                ("IPv4 route", Some(true)),
+                ("IPv4 route removed", Some(true)),
+                ("IPv6 route", Some(true)),
+                ("IPv6 route removed", Some(true)),
+                ("neighbour", Some(true)),
+                ("neighbour failed", Some(true)),
+                ("neighbour removed", None),
+                ("FDB", None),
+                ("FDB removed", None),
+            ]);
+            assert_eq!(seen, expected);
         });
     });
 }

@@ -29,3 +29,5 @@ mod second_opinion;
 mod sockets;
 #[cfg(test)]
 mod sysctls;
+#[cfg(test)]
+mod vxlan;
