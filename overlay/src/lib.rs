@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod file;
 pub mod http;
 pub mod identity;
+pub mod member;
 pub mod remembered;
 pub mod ruleset;
 pub mod status;

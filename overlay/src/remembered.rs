@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::claims::Contact;
+use crate::cluster::Snapshot;
 use crate::file;
-use crate::store::{Identity, Remembered};
+use crate::member::Memorable;
+use crate::store::{Identity, Membership, Remembered};
 
 /// The version of the file that this program writes. An older one is read; a newer one is neither read nor written over.
 const VERSION: u32 = 1;
@@ -20,9 +23,21 @@ struct Stored<R> {
     /// Whose it is: another installation's, or another name's, says nothing about this node's subnets.
     node: String,
     instance: String,
-    /// When the store was last heard of, in seconds since 1970 by this node's clock.
-    heard: u64,
+    /// When the store was last heard of.
+    #[serde(default)]
+    contact: Option<Contact>,
+    /// Why this node has its subnets no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fenced: Option<String>,
     remembered: R,
+}
+
+/// [`Remembered`] without a copy of a large snapshot.
+#[derive(Serialize)]
+struct RememberedRef<'a> {
+    membership: &'a Membership,
+    snapshot: &'a Snapshot,
+    mark: Option<(u64, u64)>,
 }
 
 /// The version alone, which every program can read.
@@ -32,7 +47,7 @@ struct Version {
 }
 
 /// The file, and whether it may be written.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Memory {
     path: PathBuf,
     node: String,
@@ -40,13 +55,15 @@ pub struct Memory {
     is_newer: bool,
 }
 
-/// What was remembered, and how old it is.
+/// What was remembered, and how much of it still holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recollection {
     /// What.
     pub remembered: Remembered,
-    /// When the store was last heard of, in seconds since 1970 by this node's clock.
-    pub heard: u64,
+    /// When the store was last heard of.
+    pub contact: Option<Contact>,
+    /// Why this node had its subnets no more, if it had been told so: they are not to be given out again.
+    pub fenced: Option<String>,
 }
 
 impl Memory {
@@ -87,7 +104,8 @@ impl Memory {
         }
         match serde_json::from_slice::<Stored<Remembered>>(&content) {
             Ok(stored) if stored.node == self.node && stored.instance == self.instance => {
-                Some(Recollection { remembered: stored.remembered, heard: stored.heard })
+                let Stored { remembered, contact, fenced, .. } = stored;
+                Some(Recollection { remembered, contact, fenced })
             }
             Ok(stored) => {
                 notices.push(format!(
@@ -114,12 +132,19 @@ impl Memory {
     ///
     /// # Errors
     /// As the file system reports them; the file is then as it was.
-    pub fn write(&self, remembered: &Remembered, heard: u64) -> io::Result<()> {
+    pub fn write(&self, memorable: &Memorable) -> io::Result<()> {
         if self.is_newer {
             return Ok(());
         }
-        let (node, instance) = (self.node.clone(), self.instance.clone());
-        let stored = Stored { version: VERSION, node, instance, heard, remembered };
+        let Memorable { membership, snapshot, mark, contact, fenced } = memorable;
+        let stored = Stored {
+            version: VERSION,
+            node: self.node.clone(),
+            instance: self.instance.clone(),
+            contact: contact.clone(),
+            fenced: fenced.clone(),
+            remembered: RememberedRef { membership, snapshot, mark: *mark },
+        };
         file::replace(&self.path, &serde_json::to_vec(&stored)?, 0o600)
     }
 
@@ -136,82 +161,4 @@ impl Memory {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cluster::{ClusterConfig, ClusterRange, DirectRouting, Encapsulation, IpFamily, Snapshot};
-    use crate::store::Membership;
-
-    fn identity(name: &str, instance: &str) -> Identity {
-        Identity { name: name.to_owned(), instance: instance.to_owned(), boot: "b".to_owned() }
-    }
-
-    fn remembered() -> Remembered {
-        let range = ClusterRange { range: "10.244.0.0/16".parse().unwrap(), subnet_prefix: 24 };
-        let config = ClusterConfig {
-            name: "c".to_owned(),
-            ranges: vec![range],
-            encapsulation: Encapsulation::default(),
-            also_receive: Vec::new(),
-            direct_routing: DirectRouting::Never,
-            underlay: vec![IpFamily::Ipv4],
-            reclaim_after_seconds: None,
-        };
-        Remembered {
-            membership: Membership {
-                subnets: vec!["10.244.1.0/24".parse().unwrap()],
-                generation: 3,
-                claimed: 17,
-            },
-            snapshot: Snapshot { config, nodes: Default::default() },
-            mark: Some((1, 2)),
-        }
-    }
-
-    fn load(state: &Path, identity: &Identity) -> (Memory, Option<Recollection>, Vec<String>) {
-        let mut notices = Vec::new();
-        let (memory, recollection) = Memory::load(state, identity, &mut notices);
-        (memory, recollection, notices)
-    }
-
-    #[test]
-    fn what_was_written_is_remembered_by_the_same_installation_alone() {
-        let root = tempfile::tempdir().unwrap();
-        let own = identity("n1", "i1");
-        let (memory, none, notices) = load(root.path(), &own);
-        assert_eq!((none, notices.len()), (None, 0));
-        memory.write(&remembered(), 100).unwrap();
-        let expected = Some(Recollection { remembered: remembered(), heard: 100 });
-        assert_eq!(load(root.path(), &own).1, expected);
-        for other in [identity("n2", "i1"), identity("n1", "i2")] {
-            let (_, none, notices) = load(root.path(), &other);
-            assert_eq!((none, notices.len()), (None, 1));
-        }
-        memory.forget().unwrap();
-        memory.forget().unwrap();
-        assert_eq!(load(root.path(), &own).1, None);
-    }
-
-    #[test]
-    fn a_damaged_file_is_set_aside_and_nothing_fails() {
-        for content in ["", "{\"version\":1", "[]", "{\"version\":1,\"node\":7}", "{\"version\":-1}"] {
-            let root = tempfile::tempdir().unwrap();
-            fs::write(root.path().join("cluster.json"), content).unwrap();
-            let (memory, none, notices) = load(root.path(), &identity("n1", "i1"));
-            assert_eq!(none, None);
-            assert!(notices.len() == 1 && notices[0].contains("damaged"), "{content:?}: {notices:?}");
-            assert!(!root.path().join("cluster.json").exists());
-            memory.write(&remembered(), 1).unwrap();
-        }
-    }
-
-    #[test]
-    fn a_newer_programs_file_is_neither_used_nor_written_over() {
-        let root = tempfile::tempdir().unwrap();
-        let content = r#"{"version":2,"something":"else"}"#;
-        fs::write(root.path().join("cluster.json"), content).unwrap();
-        let (memory, none, notices) = load(root.path(), &identity("n1", "i1"));
-        assert_eq!((none, notices.len()), (None, 1));
-        memory.write(&remembered(), 1).unwrap();
-        assert_eq!(fs::read_to_string(root.path().join("cluster.json")).unwrap(), content);
-    }
-}
+mod tests;
