@@ -24,6 +24,8 @@ mod netlink;
 mod netns;
 mod nfnetlink;
 pub mod nft;
+pub mod offload;
+pub mod packet;
 pub mod port;
 pub mod priority;
 pub mod qdisc;

@@ -20,6 +20,8 @@ mod namespaces;
 #[cfg(test)]
 mod nftables;
 #[cfg(test)]
+mod packets;
+#[cfg(test)]
 mod qdiscs;
 #[cfg(test)]
 mod routes;
