@@ -17,7 +17,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use crate::addr::{self, Family};
 use crate::error::Result;
 use crate::mac::MacAddr;
-use crate::netlink::{Netlink, Request};
+use crate::netlink::{Netlink, Object, Request};
 use crate::reply::{Body, attributes, be16_at, ip, u16_at, u32_at};
 
 /// NTF_SELF: the entry is the device's own, not that of the bridge above it.
@@ -114,32 +114,35 @@ impl fmt::Display for Neighbour {
 /// Makes a permanent neighbour of this address and MAC; there must be none of that address (EEXIST), not even one that
 /// the kernel learned or is asking for.
 pub fn add(ifindex: u32, address: IpAddr, mac: MacAddr) -> Request<'static> {
-    let (object, message) = permanent(ifindex, address, mac);
-    Request::create("add neighbour", object, RouteNetlinkMessage::NewNeighbour(message))
+    let message = permanent(ifindex, address, mac);
+    Request::create("add neighbour", NEIGHBOUR, RouteNetlinkMessage::NewNeighbour(message))
 }
 
 /// Makes a permanent neighbour, in the place of whatever the kernel has for that address.
 pub fn replace(ifindex: u32, address: IpAddr, mac: MacAddr) -> Request<'static> {
-    let (object, message) = permanent(ifindex, address, mac);
-    Request::replace("replace neighbour", object, RouteNetlinkMessage::NewNeighbour(message))
+    let message = permanent(ifindex, address, mac);
+    Request::replace("replace neighbour", NEIGHBOUR, RouteNetlinkMessage::NewNeighbour(message))
 }
 
 /// Removes whatever the kernel has for that address (ENOENT if nothing).
 pub fn remove(ifindex: u32, address: IpAddr) -> Request<'static> {
     let message = message(ifindex, address);
-    Request::change(
-        "remove neighbour",
-        format!("{address} dev {ifindex}"),
-        RouteNetlinkMessage::DelNeighbour(message),
-    )
+    Request::change("remove neighbour", NEIGHBOUR, RouteNetlinkMessage::DelNeighbour(message))
 }
 
-fn permanent(ifindex: u32, address: IpAddr, mac: MacAddr) -> (String, NeighbourMessage) {
+/// The text of the neighbour that a request is about.
+const NEIGHBOUR: Object =
+    Object::Payload(|payload| Neighbour::parse(payload).map(|neighbour| neighbour.to_string()));
+
+/// The text of the forwarding entry that a request is about.
+const FDB_ENTRY: Object = Object::Payload(|payload| FdbEntry::parse(payload).map(|entry| entry.to_string()));
+
+fn permanent(ifindex: u32, address: IpAddr, mac: MacAddr) -> NeighbourMessage {
     let mut message = message(ifindex, address);
     message.header.state = Nud::Permanent;
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
     message.attributes.push(NeighbourAttribute::Protocol(RouteProtocol::Other(addr::PROTOCOL)));
-    (format!("{address} dev {ifindex} lladdr {mac}"), message)
+    message
 }
 
 fn message(ifindex: u32, address: IpAddr) -> NeighbourMessage {
@@ -225,32 +228,28 @@ impl fmt::Display for FdbEntry {
 
 /// Makes a permanent entry of a VXLAN device; there must be none of that MAC (EEXIST).
 pub fn add_fdb(ifindex: u32, mac: MacAddr, destination: IpAddr) -> Request<'static> {
-    let (object, message) = permanent_fdb(ifindex, mac, destination);
-    Request::create("add FDB entry", object, RouteNetlinkMessage::NewNeighbour(message))
+    let message = permanent_fdb(ifindex, mac, destination);
+    Request::create("add FDB entry", FDB_ENTRY, RouteNetlinkMessage::NewNeighbour(message))
 }
 
 /// Makes a permanent entry of a VXLAN device, in the place of that MAC's. Where a MAC has several, the kernel replaces
 /// one of them and the others stay.
 pub fn replace_fdb(ifindex: u32, mac: MacAddr, destination: IpAddr) -> Request<'static> {
-    let (object, message) = permanent_fdb(ifindex, mac, destination);
-    Request::replace("replace FDB entry", object, RouteNetlinkMessage::NewNeighbour(message))
+    let message = permanent_fdb(ifindex, mac, destination);
+    Request::replace("replace FDB entry", FDB_ENTRY, RouteNetlinkMessage::NewNeighbour(message))
 }
 
 /// Removes a VXLAN device's entry of that MAC: the one with that destination, or with `None` all (ENOENT if there is
 /// none).
 pub fn remove_fdb(ifindex: u32, mac: MacAddr, destination: Option<IpAddr>) -> Request<'static> {
-    let mut object = format!("{mac} dev {ifindex}");
-    if let Some(destination) = destination {
-        object.push_str(&format!(" dst {destination}"));
-    }
     let message = fdb_message(ifindex, mac, destination);
-    Request::change("remove FDB entry", object, RouteNetlinkMessage::DelNeighbour(message))
+    Request::change("remove FDB entry", FDB_ENTRY, RouteNetlinkMessage::DelNeighbour(message))
 }
 
-fn permanent_fdb(ifindex: u32, mac: MacAddr, destination: IpAddr) -> (String, NeighbourMessage) {
+fn permanent_fdb(ifindex: u32, mac: MacAddr, destination: IpAddr) -> NeighbourMessage {
     let mut message = fdb_message(ifindex, mac, Some(destination));
     message.header.state = Nud::Permanent;
-    (format!("{mac} dev {ifindex} dst {destination}"), message)
+    message
 }
 
 fn fdb_message(ifindex: u32, mac: MacAddr, destination: Option<IpAddr>) -> NeighbourMessage {
@@ -298,8 +297,7 @@ impl Netlink {
     /// A failure other than its absence.
     pub fn neighbour(&mut self, ifindex: u32, address: IpAddr) -> Result<Option<Neighbour>> {
         let message = message(ifindex, address);
-        let object = format!("{address} dev {ifindex}");
-        let query = Request::query("read neighbour", object, RouteNetlinkMessage::GetNeighbour(message));
+        let query = Request::query("read neighbour", NEIGHBOUR, RouteNetlinkMessage::GetNeighbour(message));
         self.one(&query, |body| match body {
             Body::Neighbour(neighbour) => Some(neighbour),
             _ => None,

@@ -4,6 +4,7 @@
 //! of them when `send` returns, it reports failures in any case, and a thousand acknowledgements would overflow the
 //! socket's buffer.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
@@ -38,23 +39,39 @@ pub struct Request<'fd> {
     flags: u16,
     payload: Vec<u8>,
     op: &'static str,
-    object: String,
+    object: Object,
     netns: PhantomData<BorrowedFd<'fd>>,
+}
+
+/// What a request is about, in words.
+#[derive(Clone)]
+pub(crate) enum Object {
+    /// These.
+    Text(String),
+    /// What this reads in the request's payload: words that are made for an error alone, since to write them for each
+    /// of thousands of requests takes as long as the requests.
+    Payload(fn(&[u8]) -> Option<String>),
+}
+
+impl<T: Into<String>> From<T> for Object {
+    fn from(text: T) -> Self {
+        Self::Text(text.into())
+    }
 }
 
 impl Request<'_> {
     /// Makes an object; one of that name must not be there (EEXIST).
-    pub(crate) fn create(op: &'static str, object: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+    pub(crate) fn create(op: &'static str, object: impl Into<Object>, message: RouteNetlinkMessage) -> Self {
         Self { flags: NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK, ..Self::change(op, object, message) }
     }
 
     /// Makes an object or takes the place of the one that is there.
-    pub(crate) fn replace(op: &'static str, object: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+    pub(crate) fn replace(op: &'static str, object: impl Into<Object>, message: RouteNetlinkMessage) -> Self {
         Self { flags: NLM_F_CREATE | NLM_F_REPLACE | NLM_F_ACK, ..Self::change(op, object, message) }
     }
 
     /// Changes or removes an object.
-    pub(crate) fn change(op: &'static str, object: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+    pub(crate) fn change(op: &'static str, object: impl Into<Object>, message: RouteNetlinkMessage) -> Self {
         let mut payload = vec![0; message.buffer_len()];
         message.serialize(&mut payload);
         Self {
@@ -68,11 +85,11 @@ impl Request<'_> {
     }
 
     /// Asks for one object. It is its own answer: an acknowledgement would cost another receive.
-    pub(crate) fn query(op: &'static str, object: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+    pub(crate) fn query(op: &'static str, object: impl Into<Object>, message: RouteNetlinkMessage) -> Self {
         Self { flags: 0, ..Self::change(op, object, message) }
     }
 
-    pub(crate) fn dump(op: &'static str, object: impl Into<String>, message: RouteNetlinkMessage) -> Self {
+    pub(crate) fn dump(op: &'static str, object: impl Into<Object>, message: RouteNetlinkMessage) -> Self {
         Self { flags: NLM_F_DUMP, ..Self::change(op, object, message) }
     }
 
@@ -82,20 +99,30 @@ impl Request<'_> {
         self
     }
 
+    fn object(&self) -> Cow<'_, str> {
+        match &self.object {
+            Object::Text(text) => text.into(),
+            Object::Payload(read) => read(&self.payload).unwrap_or_default().into(),
+        }
+    }
+
     fn error(&self, errno: Errno) -> Error {
-        Error::new(self.op, self.object.as_str(), errno)
+        Error::new(self.op, self.object(), errno)
     }
 }
 
 impl fmt::Display for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.op, self.object)
+        write!(f, "{} {}", self.op, self.object())
     }
 }
 
 impl fmt::Debug for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Request").field("op", &self.op).field("object", &self.object).finish_non_exhaustive()
+        f.debug_struct("Request")
+            .field("op", &self.op)
+            .field("object", &self.object())
+            .finish_non_exhaustive()
     }
 }
 

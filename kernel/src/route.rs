@@ -12,7 +12,7 @@ use netlink_packet_route::route::{
 
 use crate::addr::{self, Family};
 use crate::error::Result;
-use crate::netlink::{Netlink, Request, network_text};
+use crate::netlink::{Netlink, Object, Request, network_text};
 use crate::reply::{Body, attributes, ip, u16_at, u32_at};
 
 /// The main routing table's number (RT_TABLE_MAIN).
@@ -153,17 +153,17 @@ impl RouteFilter {
 
 /// Makes a route; one with its destination, table and metric must not be there (EEXIST).
 pub fn add(route: &Route) -> Request<'static> {
-    Request::create("add route", route.to_string(), RouteNetlinkMessage::NewRoute(message(route)))
+    Request::create("add route", TEXT, RouteNetlinkMessage::NewRoute(message(route)))
 }
 
 /// Makes a route in the place of the one with its destination, table and metric, if there is one.
 pub fn replace(route: &Route) -> Request<'static> {
-    Request::replace("replace route", route.to_string(), RouteNetlinkMessage::NewRoute(message(route)))
+    Request::replace("replace route", TEXT, RouteNetlinkMessage::NewRoute(message(route)))
 }
 
 /// Removes the route.
 pub fn remove(route: &Route) -> Request<'static> {
-    Request::change("remove route", route.to_string(), RouteNetlinkMessage::DelRoute(message(route)))
+    Request::change("remove route", TEXT, RouteNetlinkMessage::DelRoute(message(route)))
 }
 
 /// A packet whose route is asked for.
@@ -230,6 +230,9 @@ impl Netlink {
         found.or_else(|error| if error.is_unreachable() { Ok(None) } else { Err(error) })
     }
 }
+
+/// The text of the route that a request is about.
+const TEXT: Object = Object::Payload(|payload| Route::parse(payload).map(|route| route.to_string()));
 
 fn message(route: &Route) -> RouteMessage {
     let mut message = RouteMessage::default();

@@ -1,5 +1,7 @@
 //! Replies as the kernel writes them, and replies that no kernel wrote.
 
+use std::net::IpAddr;
+
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use netlink_packet_core::{DefaultNla, NetlinkSerializable};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -186,11 +188,64 @@ prop_compose! {
     }
 }
 
+/// `struct ndmsg` with the attributes that both kinds of entry have.
+fn entry_payload(family: u8, flags: u8, ifindex: u32, mac: [u8; 6], address: IpAddr) -> Vec<u8> {
+    let mut payload = vec![family, 0, 0, 0];
+    payload.extend_from_slice(&ifindex.to_ne_bytes());
+    // NUD_PERMANENT
+    payload.extend_from_slice(&0x80_u16.to_ne_bytes());
+    payload.extend_from_slice(&[flags, 0]);
+    match address {
+        IpAddr::V4(address) => payload.extend(attribute(1, &address.octets())),
+        IpAddr::V6(address) => payload.extend(attribute(1, &address.octets())),
+    }
+    payload.extend(attribute(2, &mac));
+    payload
+}
+
+fn fdb_payload(mac: [u8; 6], destination: IpAddr) -> Vec<u8> {
+    // NTF_SELF
+    entry_payload(7, 2, 9, mac, destination)
+}
+
+fn neighbour_payload(ifindex: u32, mac: [u8; 6], address: IpAddr) -> Vec<u8> {
+    let mut payload = entry_payload(if address.is_ipv4() { 2 } else { 10 }, 0, ifindex, mac, address);
+    payload.extend(attribute(12, &[crate::addr::PROTOCOL]));
+    payload
+}
+
+#[test]
+fn neighbours_of_other_kinds_are_passed_over() {
+    let mut payload = fdb_payload([2; 6], [192, 0, 2, 1].into());
+    // AF_PHONET; a bridge's multicast entry has no Ethernet address.
+    payload[0] = 35;
+    assert_eq!(bodies(&message(28, 0, 0, &payload)), [Body::Other]);
+    assert_eq!(bodies(&message(28, 0, 0, &[7, 0, 0, 0, 9, 0, 0, 0, 0x80, 0, 0, 0])), [Body::Other]);
+    assert_eq!(bodies(&message(28, 0, 0, &[2, 0, 0, 0])), [Body::Malformed]);
+    assert_eq!(bodies(&message(28, 0, 0, &[])), [Body::Malformed]);
+}
+
 proptest! {
     #[test]
     fn a_route_reads_back_as_it_was_written(route in route()) {
         let payload = crate::route::tests::payload(&route);
         prop_assert_eq!(bodies(&message(24, 0, 0, &payload)), [Body::Route(Box::new(route))]);
+    }
+
+    #[test]
+    fn neighbours_and_forwarding_entries_read_back_as_they_were_written(
+        mac in any::<[u8; 6]>(),
+        address in prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)],
+        ifindex in any::<u32>(),
+    ) {
+        let fdb = FdbEntry::permanent(ifindex, MacAddr(mac), address);
+        let payload = entry_payload(7, 2, ifindex, mac, address);
+        prop_assert_eq!(bodies(&message(28, 0, 0, &payload)), [Body::Fdb(fdb)]);
+        prop_assert_eq!(bodies(&message(29, 0, 0, &payload)), [Body::FdbRemoved(fdb)]);
+        let payload = neighbour_payload(ifindex, mac, address);
+        let neighbour = Neighbour::permanent(ifindex, address, MacAddr(mac));
+        prop_assert_eq!(bodies(&message(28, 0, 0, &payload)), [Body::Neighbour(neighbour)]);
+        prop_assert_eq!(bodies(&message(29, 0, 0, &payload)), [Body::NeighbourRemoved(neighbour)]);
     }
 
     #[test]
@@ -202,13 +257,14 @@ proptest! {
     /// Bytes that get past the header: real messages with a few octets changed or cut off.
     #[test]
     fn damaged_messages_are_survived(
-        kind in prop::sample::select(vec![2_u16, 3, 16, 17, 20, 21, 24, 25]),
+        kind in prop::sample::select(vec![2_u16, 3, 16, 17, 20, 21, 24, 25, 28, 29]),
         route in route(),
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
         keep in any::<prop::sample::Index>(),
     ) {
         let mut datagram = message(kind, NLM_F_ACK_TLVS, 0, &serialized(&RouteNetlinkMessage::NewLink(link_message())));
         datagram.extend(message(kind, 0, 0, &crate::route::tests::payload(&route)));
+        datagram.extend(message(kind, 0, 0, &fdb_payload([2, 0, 0, 0, 0, 9], [192, 0, 2, 1].into())));
         datagram.extend(error(17, "File exists", &[0; 20], false));
         for (at, byte) in damage {
             let at = at.index(datagram.len());
