@@ -3,7 +3,9 @@
 //! Whatever comes from a store was written by another node, another version, or by hand: [`Topology`] is what is left of a
 //! snapshot after everything that makes no sense, or would harm others, has been left out by name.
 //!
-//! [`Topology`]: crate::cluster
+//! [`Topology`]: topology::Topology
+
+pub mod topology;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

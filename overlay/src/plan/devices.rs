@@ -1,0 +1,242 @@
+//! The part of a plan that is about devices, their settings and addresses.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use podwire_kernel::addr::{self, Address};
+use podwire_kernel::link::{AddrGenMode, Link, Vxlan};
+
+use super::operation::{DeviceChange, Operation, forwarding_sysctl};
+use super::{Deletes, Observed, Plan, Step};
+use crate::cluster::topology::{Problem, ProblemKind};
+use crate::desired::{Desired, Device, DeviceId, MARK, Via};
+
+/// What becomes of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is there and stays, with this index.
+    Kept {
+        /// Its index.
+        index: u32,
+        /// Its neighbours do not outlive the plan's changes.
+        loses_neighbours: bool,
+    },
+    /// It is made, and has nothing yet.
+    Made,
+    /// It cannot be made.
+    Barred,
+    /// It is left alone for now, with this index, and all it has.
+    Retained(u32),
+    /// It goes, and all it has with it.
+    Going(u32),
+}
+
+pub(super) type Devices = BTreeMap<DeviceId, Fate>;
+
+/// Adds what makes and changes devices to the plan. Comes back with what becomes of each, and with the steps that take
+/// away what is not wanted any more, which come last.
+pub(super) fn plan(
+    desired: &Desired,
+    observed: &Observed,
+    deletes: Deletes,
+    plan: &mut Plan,
+) -> (Devices, Vec<Step>) {
+    let mut devices = Devices::new();
+    let mut farewell = Plan::default();
+    for device in &desired.devices {
+        devices.insert(device.id, one(device, desired, observed, plan));
+    }
+    for link in &observed.links {
+        let Some(id) = DeviceId::of(link) else { continue };
+        if devices.contains_key(&id) {
+            continue;
+        }
+        if desired.retained.contains(&id) || deletes == Deletes::Withheld {
+            devices.insert(id, Fate::Retained(link.index));
+        } else {
+            devices.insert(id, Fate::Going(link.index));
+            farewell.push(Operation::DeleteDevice { index: link.index, name: link.name.clone() });
+        }
+    }
+    for family in &desired.forwarding {
+        if observed.sysctls.get(forwarding_sysctl(*family)).is_none_or(|value| value != "1") {
+            plan.push(Operation::EnableForwarding(*family));
+        }
+    }
+    let mut removals = Plan::default();
+    for device in &desired.devices {
+        let index = match devices.get(&device.id) {
+            Some(Fate::Kept { index, .. }) => Some(*index),
+            Some(Fate::Made) => None,
+            _ => continue,
+        };
+        let wanted = &desired.addresses;
+        addresses(Via::Device(device.id), index, wanted, desired, observed, plan, &mut removals);
+    }
+    bridge(desired, observed, plan, &mut removals);
+    if deletes == Deletes::Allowed {
+        removals.steps.append(&mut farewell.steps);
+        farewell = removals;
+    }
+    (devices, farewell.steps)
+}
+
+fn one(device: &Device, desired: &Desired, observed: &Observed, plan: &mut Plan) -> Fate {
+    let name = device.id.name();
+    let found = observed.links.iter().find(|link| link.name == name);
+    if let Some(link) = found.filter(|link| link.vxlan.is_none()) {
+        let kind = link.kind.as_deref().unwrap_or("hardware");
+        plan.problems.push(Problem::here(
+            ProblemKind::Device,
+            format!("link {name} is not podwire's ({kind}) and stands in the way of its VXLAN device: rename or remove it"),
+        ));
+        return Fate::Barred;
+    }
+    let compatible = found.and_then(|link| {
+        let vxlan = link.vxlan.filter(|vxlan| can_become(vxlan, &device.vxlan()))?;
+        Some((link, vxlan))
+    });
+    let fresh = compatible.is_none();
+    let sysctls = |plan: &mut Plan| {
+        let own = format!("/conf/{name}/");
+        for (key, value) in desired.sysctls.iter().filter(|(key, _)| key.contains(&own)) {
+            let wrong = observed.sysctls.get(key).is_some_and(|now| now != value);
+            if fresh || wrong {
+                plan.push(Operation::SetSysctl { name: key.clone(), value: value.clone() });
+            }
+        }
+    };
+    if let Some((link, vxlan)) = compatible {
+        sysctls(plan);
+        let change = change(device, link, &vxlan);
+        if change != DeviceChange::default() {
+            plan.push(Operation::ChangeDevice { device: device.id, change });
+        }
+        return Fate::Kept { index: link.index, loses_neighbours: change.mac.is_some() };
+    }
+    let wanted = device.vxlan();
+    let rival = observed.links.iter().find(|link| {
+        link.vxlan.as_ref().is_some_and(|other| {
+            (other.vni, other.port) == (wanted.vni, wanted.port)
+                && !other.external
+                && other.local.or(other.remote).is_none_or(|other| other.is_ipv4() == device.local.is_ipv4())
+                && link.name != name
+        })
+    });
+    if let Some(rival) = rival {
+        plan.problems.push(Problem::here(
+            ProblemKind::Device,
+            format!(
+                "VXLAN device {} has VNI {} and port {} already, and the kernel has no two such: remove it, or change the \
+                 cluster's encapsulation",
+                rival.name, wanted.vni, wanted.port
+            ),
+        ));
+        return Fate::Barred;
+    }
+    if let Some(link) = found {
+        plan.push(Operation::DeleteDevice { index: link.index, name: link.name.clone() });
+    }
+    plan.push(Operation::CreateDevice(*device));
+    sysctls(plan);
+    let change = DeviceChange { up: true, ..DeviceChange::default() };
+    plan.push(Operation::ChangeDevice { device: device.id, change });
+    Fate::Made
+}
+
+/// Whether the rest can be changed in place: of a device's settings the kernel changes source address (within its
+/// family), learning, TTL and DF, and refuses VNI, port, checksums and the kind of operation.
+fn can_become(now: &Vxlan, wanted: &Vxlan) -> bool {
+    let changeable = Vxlan {
+        local: wanted.local,
+        learning: wanted.learning,
+        ttl: wanted.ttl,
+        df: wanted.df,
+        ..*now
+    };
+    let same_family = now.local.map(|local| local.is_ipv4()) == wanted.local.map(|local| local.is_ipv4());
+    same_family && changeable == *wanted
+}
+
+fn change(device: &Device, link: &Link, vxlan: &Vxlan) -> DeviceChange {
+    let wanted = device.vxlan();
+    DeviceChange {
+        settings: Some(wanted).filter(|wanted| wanted != vxlan),
+        mac: Some(device.mac).filter(|mac| Some(*mac) != link.mac),
+        mtu: Some(device.mtu).filter(|mtu| *mtu != link.mtu),
+        mark: link.alias.as_deref() != Some(MARK),
+        no_addresses: link.addr_gen_mode.is_some_and(|mode| mode != AddrGenMode::None),
+        detach: link.controller.is_some(),
+        up: !link.flags.up,
+    }
+}
+
+/// `index`: the link's; `None` if it is about to be made.
+fn addresses(
+    link: Via,
+    index: Option<u32>,
+    wanted: &[IpNetwork],
+    desired: &Desired,
+    observed: &Observed,
+    plan: &mut Plan,
+    removals: &mut Plan,
+) {
+    let there = || observed.addresses.iter().filter(|address| Some(address.ifindex) == index);
+    for address in wanted {
+        if !there().any(|there| there.address == *address) {
+            plan.push(Operation::AddAddress { link, address: *address });
+        }
+    }
+    let goes = |address: &&Address| match link {
+        Via::Device(_) => is_ours(address) || in_range(address, desired),
+        // The bridge may be shared with networks that have ranges of their own.
+        Via::Link(_) => (is_ours(address) || address.protocol == 0) && in_range(address, desired),
+    };
+    for address in there().filter(goes).filter(|address| !wanted.contains(&address.address)) {
+        removals.push(Operation::RemoveAddress { link, address: address.address });
+    }
+}
+
+fn is_ours(address: &Address) -> bool {
+    address.protocol == addr::PROTOCOL
+}
+
+/// Before Linux 5.18 addresses have no protocol; those within the pods' ranges are ours all the same.
+fn in_range(address: &Address, desired: &Desired) -> bool {
+    desired.cluster_ranges.iter().any(|range| range.contains(address.address.ip()))
+}
+
+fn bridge(desired: &Desired, observed: &Observed, plan: &mut Plan, removals: &mut Plan) {
+    let Some(bridge) = &desired.bridge else { return };
+    // The first pod makes it, with these addresses.
+    let Some(link) = observed.links.iter().find(|link| link.name == bridge.name && link.bridge.is_some()) else {
+        return;
+    };
+    let via = Via::Link(link.index);
+    addresses(via, Some(link.index), &bridge.addresses, desired, observed, plan, removals);
+    let foreign = observed.addresses.iter().filter(|address| {
+        address.ifindex == link.index
+            && !is_ours(address)
+            && !in_range(address, desired)
+            && !bridge.addresses.contains(&address.address)
+            && !is_link_local(address.address.ip())
+    });
+    for address in foreign {
+        plan.problems.push(Problem::here(
+            ProblemKind::Bridge,
+            format!(
+                "bridge {} has the address {}, which is not podwire's: another network plugin's configuration may use this \
+                 bridge; remove one of them",
+                bridge.name, address.address
+            ),
+        ));
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
