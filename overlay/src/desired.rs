@@ -231,7 +231,8 @@ fn received(topology: &Topology, held: &[DeviceId]) -> Vec<Encapsulation> {
     // The common case costs no walk through thousands of peers.
     if !before.is_empty() {
         let all_receive_new = topology.peers().iter().all(|peer| peer.mac(config.encapsulation).is_some());
-        let is_sent = |old: &Encapsulation| topology.peers().iter().any(|peer| peer.record.sends == Some(*old));
+        let is_sent =
+            |old: &Encapsulation| topology.peers().iter().any(|peer| peer.record.sends == Some(*old));
         before.into_iter().filter(|old| !all_receive_new || is_sent(old)).for_each(push);
     }
     received

@@ -9,10 +9,12 @@
 
 pub mod claims;
 pub mod cluster;
+pub mod desired;
 pub mod file;
 pub mod http;
 pub mod identity;
 pub mod member;
+pub mod plan;
 pub mod remembered;
 pub mod ruleset;
 pub mod status;

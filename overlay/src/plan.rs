@@ -25,7 +25,7 @@ use podwire_kernel::neighbour::{FdbEntry, Neighbour};
 use podwire_kernel::route::Route;
 
 pub use delta::delta;
-pub use operation::{DeviceChange, Operation};
+pub use operation::{DeviceChange, Operation, forwarding_sysctl};
 
 use crate::cluster::topology::Problem;
 use crate::desired::{Desired, DeviceId};
@@ -44,7 +44,7 @@ pub struct Observed {
     pub neighbours: Vec<Neighbour>,
     /// The forwarding entries of our devices.
     pub fdb: Vec<FdbEntry>,
-    /// The values of [`Desired::sysctls`] and of [`forwarding_sysctl`](operation::forwarding_sysctl), by name. One that cannot be read is missing,
+    /// The values of [`Desired::sysctls`] and of [`forwarding_sysctl`], by name. One that cannot be read is missing,
     /// and left alone unless its device is made.
     pub sysctls: BTreeMap<String, String>,
 }

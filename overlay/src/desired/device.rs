@@ -72,7 +72,9 @@ impl DeviceId {
     pub fn of(link: &Link) -> Option<Self> {
         let id = Self::parse(&link.name)?;
         let vxlan = link.vxlan.as_ref()?;
-        let unmarked = || link.alias.is_none() && vxlan.vni == id.encapsulation.vni && vxlan.port == id.encapsulation.port;
+        let unmarked = || {
+            link.alias.is_none() && vxlan.vni == id.encapsulation.vni && vxlan.port == id.encapsulation.port
+        };
         (link.alias.as_deref() == Some(MARK) || unmarked()).then_some(id)
     }
 }
@@ -117,9 +119,17 @@ mod tests {
             assert!(name.len() <= podwire_kernel::link::MAX_NAME);
             assert_eq!(DeviceId::parse(name), Some(id));
         }
-        for other in
-            ["podwire0", "podwire.", "podwire.01", "podwire.+1", "podwire.1000000", "pw4.1.2118", "pw3f9a", "pw4.1.0", "pw4.1.012b5"]
-        {
+        for other in [
+            "podwire0",
+            "podwire.",
+            "podwire.01",
+            "podwire.+1",
+            "podwire.1000000",
+            "pw4.1.2118",
+            "pw3f9a",
+            "pw4.1.0",
+            "pw4.1.012b5",
+        ] {
             assert_eq!(DeviceId::parse(other), None, "{other}");
         }
     }

@@ -144,11 +144,9 @@ impl Path {
     }
 
     fn tunnelled(&self) -> impl Iterator<Item = (&PeerSubnet, Tunnel)> {
-        self.peer.subnets.iter().filter_map(|subnet| {
-            match self.hop(Family::of(subnet.network.network())) {
-                Hop::Tunnel(tunnel) => Some((subnet, tunnel)),
-                Hop::Direct(_) | Hop::None => None,
-            }
+        self.peer.subnets.iter().filter_map(|subnet| match self.hop(Family::of(subnet.network.network())) {
+            Hop::Tunnel(tunnel) => Some((subnet, tunnel)),
+            Hop::Direct(_) | Hop::None => None,
         })
     }
 
@@ -207,7 +205,8 @@ impl<'a> Ways<'a> {
         let peer_mtu = peer.record.mtu;
         let addresses = &peer.record.addresses;
         if let Some(own) = self.links.iter().find(|link| addresses.contains(&link.address)) {
-            let text = format!("it says that it is at this node's own address {}: it is left out", own.address);
+            let text =
+                format!("it says that it is at this node's own address {}: it is left out", own.address);
             problems.push(Problem::of(ProblemKind::Own, peer.name(), text));
             return path;
         }

@@ -178,12 +178,18 @@ fn senders(
     new: &Desired,
     deletes: Deletes,
 ) -> SendersChange {
-    let has = |desired: &Desired, address: &IpAddr| {
+    // One change looks through the peers, many through a set of them.
+    let many = gone.len() + come.len() > 16;
+    let sets = many.then(|| (old.senders(), new.senders()));
+    let walk = |desired: &Desired, address: &IpAddr| {
         desired.paths.iter().any(|path| path.peer.record.addresses.contains(address))
     };
-    let add = come.difference(gone).filter(|address| !has(old, address)).copied().collect();
-    let mut remove: Vec<_> =
-        gone.difference(come).filter(|address| !has(new, address)).copied().collect();
+    let before =
+        |address: &IpAddr| sets.as_ref().map_or_else(|| walk(old, address), |(old, _)| old.contains(address));
+    let now =
+        |address: &IpAddr| sets.as_ref().map_or_else(|| walk(new, address), |(_, new)| new.contains(address));
+    let add = come.difference(gone).filter(|address| !before(address)).copied().collect();
+    let mut remove: Vec<_> = gone.difference(come).filter(|address| !now(address)).copied().collect();
     if deletes == Deletes::Withheld {
         remove.clear();
     }

@@ -148,13 +148,8 @@ fn one(device: &Device, desired: &Desired, observed: &Observed, plan: &mut Plan)
 /// Whether the rest can be changed in place: of a device's settings the kernel changes source address (within its
 /// family), learning, TTL and DF, and refuses VNI, port, checksums and the kind of operation.
 fn can_become(now: &Vxlan, wanted: &Vxlan) -> bool {
-    let changeable = Vxlan {
-        local: wanted.local,
-        learning: wanted.learning,
-        ttl: wanted.ttl,
-        df: wanted.df,
-        ..*now
-    };
+    let changeable =
+        Vxlan { local: wanted.local, learning: wanted.learning, ttl: wanted.ttl, df: wanted.df, ..*now };
     let same_family = now.local.map(|local| local.is_ipv4()) == wanted.local.map(|local| local.is_ipv4());
     same_family && changeable == *wanted
 }
@@ -210,7 +205,8 @@ fn in_range(address: &Address, desired: &Desired) -> bool {
 fn bridge(desired: &Desired, observed: &Observed, plan: &mut Plan, removals: &mut Plan) {
     let Some(bridge) = &desired.bridge else { return };
     // The first pod makes it, with these addresses.
-    let Some(link) = observed.links.iter().find(|link| link.name == bridge.name && link.bridge.is_some()) else {
+    let Some(link) = observed.links.iter().find(|link| link.name == bridge.name && link.bridge.is_some())
+    else {
         return;
     };
     let via = Via::Link(link.index);

@@ -63,7 +63,10 @@ impl<'a> Judge<'a> {
         }
         let vteps = vteps(self.config, key, record).map_err(senseless)?;
         if let Some(mine) = vteps.iter().find(|vtep| vtep.mac == self.own_mac(vtep.encapsulation.vni)) {
-            return Err((ProblemKind::Own, format!("it claims this node's own VTEP MAC address {}", mine.mac)));
+            return Err((
+                ProblemKind::Own,
+                format!("it claims this node's own VTEP MAC address {}", mine.mac),
+            ));
         }
         let is_there = !subnets.is_empty() && !record.addresses.is_empty();
         Ok(is_there.then(|| Peer { record: Arc::clone(record), vteps, subnets }))
