@@ -22,7 +22,7 @@ use crate::reply::{attributes, i32_at, text, u16_at, u32_at};
 
 mod vxlan;
 
-pub use vxlan::{Df, Vxlan, change_vxlan_local, create_vxlan};
+pub use vxlan::{Df, Vxlan, change_vxlan, create_vxlan};
 
 /// The loopback link's index, in every network namespace.
 pub const LOOPBACK: u32 = 1;

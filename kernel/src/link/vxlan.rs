@@ -159,11 +159,24 @@ pub fn create_vxlan(name: &str, mac: MacAddr, mtu: Option<u32>, settings: &Vxlan
     Request::create("create vxlan", name, RouteNetlinkMessage::NewLink(message))
 }
 
-/// Changes the source address of what a VXLAN device sends, within its family. Everything else of it stays, routes,
-/// neighbours and forwarding entries too.
-pub fn change_vxlan_local(link: LinkRef<'_>, address: IpAddr) -> Request<'static> {
+/// Changes of a VXLAN device what the kernel can change in place: the source address of what it sends, within its
+/// family, and learning, TTL and DF. Everything else of it stays, routes, neighbours and forwarding entries too. The kernel
+/// refuses (EOPNOTSUPP) another VNI or port, other checksums and another kind of operation.
+pub fn change_vxlan(link: LinkRef<'_>, settings: &Vxlan) -> Request<'static> {
     let mut message = addressed(link);
-    message.attributes.push(info(vec![local(address)]));
+    let mut data = settings.data();
+    // A port is refused even if it is the same.
+    data.retain(|data| {
+        matches!(
+            data,
+            InfoVxlan::Local(_)
+                | InfoVxlan::Local6(_)
+                | InfoVxlan::Learning(_)
+                | InfoVxlan::Ttl(_)
+                | InfoVxlan::Df(_)
+        )
+    });
+    message.attributes.push(info(data));
     Request::change("change vxlan", link.to_string(), RouteNetlinkMessage::NewLink(message))
 }
 

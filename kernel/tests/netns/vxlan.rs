@@ -269,9 +269,11 @@ fn what_the_kernel_forgets_when_a_device_goes_down_or_changes() {
         netlink.apply(&whole).expect("programmed");
         assert_eq!(count(&mut netlink), (2, 2, 2));
 
-        netlink.apply(&[link::change_vxlan_local(link, ip("192.0.2.77"))]).expect("another source address");
-        let found = netlink.link(link).expect("read").expect("there").vxlan;
-        assert_eq!(found, Some(Vxlan { local: Some(ip("192.0.2.77")), ..v4() }));
+        let strange = Vxlan { learning: true, ttl: 3, df: Df::Set, ..v4() };
+        for wanted in [strange, Vxlan { local: Some(ip("192.0.2.77")), ..v4() }] {
+            netlink.apply(&[link::change_vxlan(link, &wanted)]).expect("other settings");
+            assert_eq!(netlink.link(link).expect("read").expect("there").vxlan, Some(wanted));
+        }
         assert_eq!(count(&mut netlink), (2, 2, 2));
 
         netlink
