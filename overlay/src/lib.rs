@@ -9,6 +9,7 @@
 
 pub mod claims;
 pub mod cluster;
+pub mod config;
 pub mod desired;
 pub mod file;
 pub mod http;

@@ -1,6 +1,7 @@
 //! Where the nodes of a cluster meet. A store is a task of the agent: it says who there is, and announces this node.
 
 pub mod etcd;
+pub mod file;
 
 use std::collections::BTreeSet;
 use std::future::Future;

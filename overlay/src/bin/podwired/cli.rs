@@ -1,10 +1,15 @@
 //! The command line.
 
+use std::fs;
+use std::io;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use podwire_ipam::Dirs;
+use podwire_overlay::config::{
+    Config, ConfigErrors, DEFAULT_FILE, FILE_VARIABLE, Flag, Mistake, Resolved, SourceFile, Sources,
+};
 
 /// The podwire agent of a node
 ///
@@ -12,29 +17,55 @@ use podwire_ipam::Dirs;
 /// it; removes pods' interfaces without making DEL wait for the kernel; ends the leases of pods that died unnoticed.
 /// Pods start without it too, only slower: then the plugin opens the store itself. Whoever holds the store's lock is
 /// the one that gives addresses, so a second agent waits until the first has ended.
+///
+/// With a cluster in its configuration it also connects this node's pods with those of other nodes.
 #[derive(Debug, Parser)]
 #[command(name = "podwired", version, after_help = AFTER_HELP)]
 pub(crate) struct Cli {
+    /// The configuration. It must be there if it is named; /etc/podwire/podwired.toml is used if it is
+    #[arg(long, global = true, value_name = "FILE", env = FILE_VARIABLE)]
+    config: Option<PathBuf>,
+
     /// What outlives a reboot: the address store and its lock. The plugins' key `stateDir` must say the same
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        env = "PODWIRED_STATE_DIR",
-        default_value = "/var/lib/podwire"
-    )]
-    state_dir: PathBuf,
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<String>,
 
     /// What does not: the socket. The plugins' key `runDir` must say the same
-    #[arg(long, global = true, value_name = "DIR", env = "PODWIRED_RUN_DIR", default_value = "/run/podwire")]
-    run_dir: PathBuf,
+    #[arg(long, global = true, value_name = "DIR")]
+    run_dir: Option<String>,
+
+    /// This node's name in its cluster
+    #[arg(long, global = true, value_name = "NAME")]
+    node_name: Option<String>,
+
+    /// How each line of the log looks: text or json. It goes to standard error
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<String>,
+
+    /// What is logged: error, warn, info, debug or trace, or a list such as info,podwired=debug
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+
+    /// Set any key of the configuration, such as cluster.store=file. Lists as a,b or in TOML. May be repeated
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_and_value)]
+    set: Vec<(String, String)>,
+
+    /// The same as `podwired check`
+    #[arg(long)]
+    check: bool,
 
     #[command(subcommand)]
-    pub(crate) command: Option<Command>,
+    command: Option<Command>,
 }
 
 const AFTER_HELP: &str = "\
+Configuration:
+  A flag goes before the environment, that before the file, that before the
+  default. The variable of a key is PODWIRED_ and the key in capitals with _
+  for each dot: PODWIRED_LOG_LEVEL, PODWIRED_CLUSTER_ETCD_ENDPOINTS.
+
 Files:
+  /etc/podwire/podwired.toml  the configuration
   <state-dir>/ipam       the address store. One that cannot be read is renamed
                          to ipam.broken-<time> and rebuilt from the node's
                          interfaces
@@ -44,16 +75,88 @@ Files:
 SIGTERM and SIGINT end it in order: what has been begun is answered, then the
 lock is released.";
 
+fn key_and_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("a key and a value are wanted, with = between them")?;
+    Ok((key.trim().to_owned(), value.to_owned()))
+}
+
 impl Cli {
-    pub(crate) fn dirs(&self) -> Dirs {
-        Dirs::new(&self.state_dir, &self.run_dir)
+    /// What is to be done.
+    pub(crate) fn task(&self) -> Command {
+        match &self.command {
+            Some(command) => command.clone(),
+            None if self.check => Command::Check(Check { json: false }),
+            None => Command::Run,
+        }
+    }
+
+    /// Reads the configuration, now.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub(crate) fn settings(&self) -> Result<Resolved, ConfigErrors> {
+        let file = self.file()?;
+        let environment = std::env::vars_os()
+            .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+            .collect();
+        let host_name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        Config::resolve(&Sources {
+            file: file.as_ref().map(|(name, text)| SourceFile { name, text }),
+            environment: &environment,
+            flags: &self.flags(),
+            host_name: host_name.trim(),
+        })
+    }
+
+    /// The file's name and text, if there is one.
+    fn file(&self) -> Result<Option<(String, String)>, ConfigErrors> {
+        let path = self.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+        let name = path.display().to_string();
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some((name, text))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.config.is_none() => Ok(None),
+            Err(error) => {
+                let why = format!("cannot be read: {error}");
+                Err(ConfigErrors(vec![Mistake { place: name, key: String::new(), why }]))
+            }
+        }
+    }
+
+    fn flags(&self) -> Vec<Flag> {
+        let named = [
+            ("state_dir", &self.state_dir),
+            ("run_dir", &self.run_dir),
+            ("node_name", &self.node_name),
+            ("log.format", &self.log_format),
+            ("log.level", &self.log_level),
+        ];
+        let set = self.set.iter().map(|(key, value)| Flag {
+            shown: format!("--set {key}"),
+            key: key.clone(),
+            value: value.clone(),
+        });
+        let named = named.into_iter().filter_map(|(key, value)| {
+            let shown = format!("--{}", key.replace(['.', '_'], "-"));
+            Some(Flag { shown, key: key.to_owned(), value: value.clone()? })
+        });
+        set.chain(named).collect()
     }
 }
 
-#[derive(Debug, Subcommand)]
+/// Where the files of a configuration are.
+pub(crate) fn dirs(config: &Config) -> Dirs {
+    Dirs::new(&config.state_dir, &config.run_dir)
+}
+
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Command {
     /// Serve the plugins until SIGTERM (the default)
-    Run(Run),
+    Run,
+    /// Say whether the configuration is right, and what would be used
+    ///
+    /// Reads the configuration with the flags and the environment of this call, and the files that it names. Prints each
+    /// key with its value and where that comes from; the output is a configuration itself. Changes nothing.
+    Check(Check),
     /// Look at the addresses of this node's pods
     #[command(subcommand)]
     Ipam(Ipam),
@@ -72,32 +175,14 @@ pub(crate) enum Command {
     },
 }
 
-impl Default for Command {
-    fn default() -> Self {
-        Self::Run(Run { log_format: LogFormat::Text, log_level: "info".to_owned() })
-    }
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Check {
+    /// Print a JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct Run {
-    /// How each line of the log looks; it goes to standard error
-    #[arg(long, value_name = "FORMAT", env = "PODWIRED_LOG_FORMAT", default_value = "text")]
-    pub(crate) log_format: LogFormat,
-
-    /// What is logged: error, warn, info, debug or trace, or a list such as info,podwired=debug
-    #[arg(long, value_name = "LEVEL", env = "PODWIRED_LOG_LEVEL", default_value = "info")]
-    pub(crate) log_level: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// A line of text
-    Text,
-    /// A JSON object
-    Json,
-}
-
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Ipam {
     /// List the addresses that pods have
     ///
@@ -110,7 +195,7 @@ pub(crate) enum Ipam {
     Export(Export),
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct List {
     /// Only those of this network
     #[arg(long, value_name = "NAME")]
@@ -121,7 +206,7 @@ pub(crate) struct List {
     pub(crate) json: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Export {
     /// The network's name in its configuration
     #[arg(long, value_name = "NAME")]
@@ -146,16 +231,34 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    #[test]
-    fn without_a_command_it_serves() {
-        let cli = Cli::try_parse_from(["podwired", "--state-dir", "/s", "--run-dir", "/r"]).unwrap();
-        assert_eq!(cli.dirs(), Dirs::new("/s", "/r"));
-        assert!(matches!(cli.command.unwrap_or_default(), Command::Run(_)));
+    fn parse(arguments: &[&str]) -> Cli {
+        Cli::try_parse_from([&["podwired", "--config", "/dev/null"], arguments].concat()).unwrap()
     }
 
     #[test]
-    fn directories_may_stand_behind_the_command() {
-        let cli = Cli::try_parse_from(["podwired", "ipam", "list", "--json", "--state-dir", "/s"]).unwrap();
-        assert_eq!(cli.dirs().state, PathBuf::from("/s"));
+    fn without_a_command_it_serves() {
+        let cli = parse(&["--state-dir", "/s", "--run-dir", "/r"]);
+        assert_eq!(dirs(&cli.settings().unwrap().config), Dirs::new("/s", "/r"));
+        assert!(matches!(cli.task(), Command::Run));
+        assert!(matches!(parse(&["--check"]).task(), Command::Check(Check { json: false })));
+    }
+
+    #[test]
+    fn flags_may_stand_behind_the_command() {
+        let cli = parse(&["ipam", "list", "--json", "--state-dir", "/s"]);
+        assert_eq!(cli.settings().unwrap().config.state_dir, PathBuf::from("/s"));
+        let cli = parse(&["run", "--log-level", "debug", "--set", "probes.peers=3", "--set", "run_dir=/r=r"]);
+        let config = cli.settings().unwrap().config;
+        assert_eq!((config.log.level.as_str(), config.probes.peers), ("debug", 3));
+        assert_eq!(config.run_dir, PathBuf::from("/r=r"));
+    }
+
+    #[test]
+    fn a_file_that_is_named_must_be_there() {
+        let cli = Cli::try_parse_from(["podwired", "--config", "/does/not/exist"]).unwrap();
+        let errors = cli.settings().unwrap_err();
+        assert!(errors.to_string().starts_with("/does/not/exist: cannot be read: "), "{errors}");
+        let errors = parse(&["--log-level", "a=b=c"]).settings().unwrap_err();
+        assert!(errors.to_string().starts_with("--log-level: log.level: \"a=b=c\" is not"), "{errors}");
     }
 }

@@ -207,7 +207,7 @@ fn origin(lease: &Lease) -> &'static str {
 }
 
 /// Whoever reads may have gone: that is no failure of ours.
-fn print(text: &str) -> Result<(), String> {
+pub(crate) fn print(text: &str) -> Result<(), String> {
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(format!("write the answer: {error}")),
         _ => Ok(()),

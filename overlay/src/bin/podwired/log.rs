@@ -1,17 +1,42 @@
 //! The log: lines on standard error, which systemd keeps.
 
+use podwire_overlay::config::{Log, LogFormat};
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{LogFormat, Run};
+/// What of it can be changed while it goes on.
+pub(crate) struct Level(Box<dyn Fn(EnvFilter) -> Result<(), String>>);
 
-pub(crate) fn begin(options: &Run) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&options.log_level)
-        .map_err(|error| format!("--log-level {:?}: {error}", options.log_level))?;
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    match options.log_format {
-        LogFormat::Text => log.with_ansi(false).try_init(),
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
+impl Level {
+    /// Logs this from now on.
+    #[expect(dead_code, reason = "for when the configuration is read again")]
+    pub(crate) fn set(&self, level: &str) -> Result<(), String> {
+        self.0(filter(level)?)
     }
-    .map_err(|error| format!("cannot begin the log: {error}"))
+}
+
+/// Begins it.
+pub(crate) fn begin(log: &Log) -> Result<Level, String> {
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter(&log.level)?)
+        .with_writer(std::io::stderr)
+        .with_target(false);
+    let failed = |error: &dyn std::fmt::Display| format!("cannot begin the log: {error}");
+    match log.format {
+        LogFormat::Text => {
+            let lines = lines.with_ansi(false).with_filter_reloading();
+            let level = lines.reload_handle();
+            lines.try_init().map_err(|error| failed(&error))?;
+            Ok(Level(Box::new(move |filter| level.reload(filter).map_err(|error| error.to_string()))))
+        }
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true).with_filter_reloading();
+            let level = lines.reload_handle();
+            lines.try_init().map_err(|error| failed(&error))?;
+            Ok(Level(Box::new(move |filter| level.reload(filter).map_err(|error| error.to_string()))))
+        }
+    }
+}
+
+fn filter(level: &str) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(level).map_err(|error| format!("log.level {level:?}: {error}"))
 }

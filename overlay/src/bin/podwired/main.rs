@@ -2,6 +2,7 @@
 
 mod agent;
 mod changes;
+mod check;
 mod cli;
 mod commands;
 mod links;
@@ -29,15 +30,22 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: cli::Cli) -> Result<(), String> {
-    let dirs = cli.dirs();
-    match cli.command.unwrap_or_default() {
-        cli::Command::Run(options) => {
-            log::begin(&options)?;
-            agent::run(&dirs)
+    let settings = || cli.settings().map_err(|errors| check::told(&errors));
+    let dirs = || settings().map(|settings| cli::dirs(&settings.config));
+    match cli.task() {
+        cli::Command::Run => {
+            let settings = settings()?;
+            // Nothing changes it yet.
+            let _level = log::begin(&settings.config.log)?;
+            for notice in &settings.notices {
+                tracing::warn!("{notice}");
+            }
+            agent::run(&cli::dirs(&settings.config))
         }
-        cli::Command::Ipam(cli::Ipam::List(options)) => commands::list(&dirs, &options),
-        cli::Command::Ipam(cli::Ipam::Export(options)) => commands::export(&dirs, &options),
-        cli::Command::Cleanup => commands::cleanup(&dirs),
+        cli::Command::Check(options) => check::check(&cli, &options),
+        cli::Command::Ipam(cli::Ipam::List(options)) => commands::list(&dirs()?, &options),
+        cli::Command::Ipam(cli::Ipam::Export(options)) => commands::export(&dirs()?, &options),
+        cli::Command::Cleanup => commands::cleanup(&dirs()?),
         cli::Command::Completions { shell } => commands::completions(shell),
     }
 }
