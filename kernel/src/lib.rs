@@ -33,6 +33,9 @@ mod reply;
 pub mod route;
 mod socket;
 pub mod sysctl;
+#[cfg(feature = "testing")]
+#[expect(clippy::expect_used, clippy::panic, reason = "a panic is how a test fails")]
+pub mod testing;
 pub mod vlan;
 
 pub use addr::Family;

@@ -10,6 +10,8 @@
 pub mod claims;
 pub mod cluster;
 pub mod config;
+pub mod controller;
+pub mod dataplane;
 pub mod desired;
 pub mod file;
 pub mod http;

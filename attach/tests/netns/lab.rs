@@ -2,51 +2,17 @@
 //! files, also after a failure.
 
 use std::cell::RefCell;
-use std::panic;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
-use nix::sched::{CloneFlags, unshare};
 use podwire_attach::plan::{Bridge, Forwarding, Port, Wanted, bridge_mac, pod_mac};
 use podwire_attach::{
     AttachError, Attached, Attachment, Owner, OwnerId, Places, PodAddress, Traffic, Tuning, attach,
     observe_node,
 };
-use podwire_kernel::link::{self, LOOPBACK, LinkChange, LinkRef};
+pub(crate) use podwire_kernel::testing::{eventually, in_new_netns as on_a_node, new_netns, socket};
 use podwire_kernel::{Netlink, Netns};
 
 pub(crate) const BRIDGE: &str = "podwire0";
-
-/// Runs a test on a thread in a new network namespace, the node, in which the loopback link is up.
-pub(crate) fn on_a_node<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
-    let name = thread::current().name().unwrap_or("test").to_owned();
-    let thread = thread::Builder::new().name(name).spawn(|| {
-        enter_new_netns();
-        test()
-    });
-    thread.expect("a thread").join().unwrap_or_else(|panic| panic::resume_unwind(panic))
-}
-
-#[expect(clippy::disallowed_methods, reason = "called on threads of the tests' own")]
-fn enter_new_netns() {
-    if let Err(errno) = unshare(CloneFlags::CLONE_NEWNET) {
-        panic!(
-            "cannot make a network namespace: {errno}; these tests need CAP_SYS_ADMIN and CAP_NET_ADMIN (root)"
-        );
-    }
-    let up = LinkChange { up: Some(true), ..LinkChange::default() };
-    socket().apply(&link::change(LinkRef::Index(LOOPBACK), &up)).expect("lo up");
-}
-
-/// A new namespace, kept by the file alone.
-pub(crate) fn new_netns() -> Netns {
-    on_a_node(|| Netns::current().expect("/proc"))
-}
-
-pub(crate) fn socket() -> Netlink {
-    Netlink::open().expect("a netlink socket")
-}
 
 pub(crate) fn network(text: &str) -> IpNetwork {
     text.parse().expect("a network")
@@ -136,17 +102,4 @@ pub(crate) fn links(host: &mut Netlink) -> Vec<String> {
     names.retain(|name| name != "lo");
     names.sort();
     names
-}
-
-/// Waits for a state that the kernel reaches by itself, 5 s at most.
-#[expect(clippy::disallowed_methods, reason = "the kernel's timers send no event for these states")]
-pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "not within 5 s: {what}");
-        thread::sleep(Duration::from_millis(2));
-    }
 }

@@ -1,60 +1,16 @@
 //! Namespaces to test in, attachments to test with, and other eyes to look with.
 
-use std::panic;
-use std::process::Command;
-use std::thread;
-
-use nix::sched::{CloneFlags, unshare};
 use podwire_attach::{
     Attachment, IngressPolicy, Masquerade, Owner, OwnerId, PodAddress, PortMapping, Protocol, SourceCheck,
     Traffic,
 };
-use podwire_kernel::link::{self, LOOPBACK, LinkChange, LinkRef};
+use podwire_kernel::MacAddr;
+use podwire_kernel::link::{self, LinkChange, LinkRef};
 use podwire_kernel::nft::Nft;
-use podwire_kernel::{MacAddr, Netlink};
-
-/// Runs a test on a thread with a network namespace of its own, in which the loopback link is up.
-pub(crate) fn in_new_netns<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
-    let thread = thread::Builder::new()
-        .name(thread::current().name().unwrap_or("test").to_owned())
-        .spawn(|| {
-            enter_new_netns();
-            test()
-        })
-        .expect("a thread");
-    thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
-}
-
-#[expect(clippy::disallowed_methods, reason = "called on threads of the tests' own")]
-fn enter_new_netns() {
-    if let Err(errno) = unshare(CloneFlags::CLONE_NEWNET) {
-        panic!(
-            "cannot make a network namespace: {errno}; these tests need CAP_SYS_ADMIN and CAP_NET_ADMIN (root)"
-        );
-    }
-    let up = LinkChange { up: Some(true), ..LinkChange::default() };
-    socket().apply(&link::change(LinkRef::Index(LOOPBACK), &up)).expect("lo up");
-}
-
-pub(crate) fn socket() -> Netlink {
-    Netlink::open().expect("a netlink socket")
-}
+pub(crate) use podwire_kernel::testing::{in_new_netns, run, socket};
 
 pub(crate) fn nft() -> Nft {
     Nft::open().expect("a socket for nftables")
-}
-
-/// What a program prints, run in the calling thread's namespace.
-pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output();
-    let output = output.unwrap_or_else(|error| panic!("{program} is needed by this test: {error}"));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {}{text}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    text
 }
 
 pub(crate) fn owner(container: &str) -> Owner {

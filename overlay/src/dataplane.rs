@@ -1,0 +1,3 @@
+//! The node's kernel, made equal to what is wished for.
+
+pub mod filter;
