@@ -13,6 +13,7 @@ pub mod config;
 pub mod controller;
 pub mod dataplane;
 pub mod desired;
+pub mod explain;
 pub mod file;
 pub mod http;
 pub mod identity;
