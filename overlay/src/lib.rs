@@ -17,6 +17,7 @@ pub mod explain;
 pub mod file;
 pub mod http;
 pub mod identity;
+pub mod leases;
 pub mod member;
 pub mod plan;
 pub mod remembered;

@@ -66,6 +66,24 @@ pub struct Recollection {
     pub fenced: Option<String>,
 }
 
+/// What the agent of a node remembers, and the node's name, for a program that only looks: nothing is set aside. `None` if
+/// it has never been a member of a cluster.
+///
+/// # Errors
+/// The file cannot be read or understood; the text says which and why.
+pub fn look(state: &Path) -> Result<Option<(String, Recollection)>, String> {
+    let path = state.join("cluster.json");
+    let content = match fs::read(&path) {
+        Ok(content) => content,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("cannot read {}: {error}", path.display())),
+    };
+    let stored: Stored<Remembered> = serde_json::from_slice(&content)
+        .map_err(|error| format!("{} is not understood: {error}", path.display()))?;
+    let Stored { node, remembered, contact, fenced, .. } = stored;
+    Ok(Some((node, Recollection { remembered, contact, fenced })))
+}
+
 impl Memory {
     /// Reads the file. One that is damaged is set aside and one of another identity is not used, each with a notice; no
     /// file is a reason to fail.

@@ -58,7 +58,7 @@ impl Walk<'_> {
         let Some(port) = self.end(from) else { return };
         self.gateway(&port, from);
         self.forwarding();
-        self.to_node(port.bridge.as_ref());
+        self.towards_node(port.bridge.as_ref());
     }
 
     /// From a pod of another node to one of this: how it comes in, and how the answers get back.
@@ -72,7 +72,7 @@ impl Walk<'_> {
             self.filter(Some(device), bridge, None);
         }
         (self.from, self.to) = (to, from);
-        self.to_node(port.bridge.as_ref());
+        self.towards_node(port.bridge.as_ref());
         (self.from, self.to) = (from, to);
     }
 
@@ -202,7 +202,7 @@ impl Walk<'_> {
     }
 
     /// From the bridge to the node that has the destination.
-    fn to_node(&mut self, bridge: Option<&Link>) {
+    fn towards_node(&mut self, bridge: Option<&Link>) {
         let node = self.node();
         let devices = self.devices();
         let expected = self.kernel.route_to(&self.lookup(bridge)).ok().flatten();
