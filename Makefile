@@ -32,7 +32,7 @@ build: ## Build the release programs, static, into dist/
 	@ls -l $(programs) | awk '{ printf "%-20s %.1f MiB\n", $$NF, $$5 / 1048576 }'
 
 .PHONY: demo
-demo: ## Run two pods through containerd on a node of their own, and show what happens
+demo: ## Run pods on two nodes of their own (NODES=3: three; STORE=etcd), break things, show what happens
 	@scripts/set-up demo
 	@echo 'Building podwire (some minutes the first time) …'
 	@scripts/build

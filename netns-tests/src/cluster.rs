@@ -14,9 +14,11 @@
 
 mod member;
 mod peers;
+mod scene;
 
 pub use member::{ClusterPod, Member};
 pub use peers::{Peer, Peers};
+pub use scene::{AT_LAST, AT_ONCE, Scene};
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -32,6 +34,9 @@ pub const NETWORK: &str = "podwire";
 pub const BRIDGE: &str = "podwire0";
 /// Where the peers file is, in each node.
 pub const PEERS: &str = "/etc/podwire/peers.toml";
+
+/// The ranges of clusters whose pods have both families, each with the prefix length of a node's subnet.
+pub const RANGES: [(&str, u8); 2] = [("10.240.0.0/13", 24), ("fd00:10:244::/48", 64)];
 
 /// How long an agent may take until it is ready: far more than it needs, for a machine that is busy.
 pub const READY: Duration = Duration::from_secs(20);
@@ -53,6 +58,8 @@ pub struct Options {
     pub agent: String,
     /// The lines of the agents' configuration that say where nodes meet. Empty: the peers file.
     pub store: String,
+    /// Leave /opt/cni/bin empty.
+    pub no_plugins: bool,
     /// Whether a node can be rebooted: its state directory is on the machine's disk then.
     pub reboots: bool,
 }
@@ -67,6 +74,7 @@ impl Default for Options {
             settings: String::new(),
             agent: String::new(),
             store: String::new(),
+            no_plugins: false,
             reboots: false,
         }
     }

@@ -17,6 +17,7 @@ pub mod cluster;
 pub mod containerd;
 pub mod cri;
 mod error;
+pub mod etcd;
 pub mod faults;
 pub mod image;
 mod lab;

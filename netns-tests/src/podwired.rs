@@ -60,12 +60,22 @@ impl Podwired {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn(node: &Node, args: &[&str]) -> Result<Self> {
+        Self::spawn_under(node, &[], args)
+    }
+
+    /// Starts the agent as the argument of another program, such as `unshare --time …`, which must die with it and it with
+    /// that.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn spawn_under(node: &Node, wrapper: &[&str], args: &[&str]) -> Result<Self> {
         let log = fs::OpenOptions::new().create(true).append(true).open(node.path(LOG));
         let log = log.map_err(LabError::because("open podwired's log"))?;
-        let mut command = program(Node::dist("podwired"));
+        let podwired = Node::dist("podwired").to_string_lossy().into_owned();
+        let mut words = wrapper.iter().copied().chain([podwired.as_str(), "run"]).chain(args.iter().copied());
+        let mut command = program(words.next().unwrap_or_default());
         command
-            .arg("run")
-            .args(args)
+            .args(words)
             .env_clear()
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(LabError::because("share podwired's log"))?)

@@ -104,29 +104,10 @@ impl Underlay {
             underlay: self.clone(),
             node: node.clone(),
             port: format!("p{number}"),
+            number,
             subnet: self.subnet_of(number),
         };
-        let (port, subnet) = (&uplink.port, uplink.subnet);
-        // By descriptor: a node's namespace has no name.
-        let netns = format!("/proc/{}/fd/{}", std::process::id(), node.netns().as_fd().as_raw_fd());
-        self.sh(&format!(
-            "ip link add {port} type veth peer name {UNDERLAY_LINK} netns {netns}\n\
-             ip link set {port} master sw{subnet}\n\
-             ip link set {port} up\n"
-        ))?;
-        // As on a machine that keeps its addresses when its link goes down or another address goes, with nothing
-        // tentative.
-        uplink.in_node(&format!(
-            "echo 1 > /proc/sys/net/ipv4/conf/all/promote_secondaries\n\
-             for what in all/keep_addr_on_down default/keep_addr_on_down {UNDERLAY_LINK}/keep_addr_on_down; do\n\
-               echo 1 > /proc/sys/net/ipv6/conf/$what; done\n\
-             echo 0 > /proc/sys/net/ipv6/conf/{UNDERLAY_LINK}/accept_dad\n\
-             ip link set {UNDERLAY_LINK} up\n"
-        ))?;
-        for address in self.addresses(number) {
-            uplink.add_address(address)?;
-        }
-        uplink.add_default_routes()?;
+        uplink.attach_again()?;
         Ok(uplink)
     }
 
@@ -194,10 +175,39 @@ pub struct Uplink {
     underlay: Underlay,
     node: Node,
     port: String,
+    number: u8,
     subnet: u8,
 }
 
 impl Uplink {
+    /// Makes the link, with the node's first addresses: also after it was deleted.
+    ///
+    /// # Errors
+    /// If it is there.
+    pub fn attach_again(&self) -> Result<()> {
+        let Self { underlay, node, port, number, subnet } = self;
+        // By descriptor: a node's namespace has no name.
+        let netns = format!("/proc/{}/fd/{}", std::process::id(), node.netns().as_fd().as_raw_fd());
+        underlay.sh(&format!(
+            "ip link add {port} type veth peer name {UNDERLAY_LINK} netns {netns}\n\
+             ip link set {port} master sw{subnet}\n\
+             ip link set {port} up\n"
+        ))?;
+        // As on a machine that keeps its addresses when its link goes down or another address goes, with nothing
+        // tentative.
+        self.in_node(&format!(
+            "echo 1 > /proc/sys/net/ipv4/conf/all/promote_secondaries\n\
+             for what in all/keep_addr_on_down default/keep_addr_on_down {UNDERLAY_LINK}/keep_addr_on_down; do\n\
+               echo 1 > /proc/sys/net/ipv6/conf/$what; done\n\
+             echo 0 > /proc/sys/net/ipv6/conf/{UNDERLAY_LINK}/accept_dad\n\
+             ip link set {UNDERLAY_LINK} up\n"
+        ))?;
+        for address in underlay.addresses(*number) {
+            self.add_address(address)?;
+        }
+        self.add_default_routes()
+    }
+
     /// Cuts the node off from everybody. Its own end stays up: nothing tells the node.
     ///
     /// # Errors

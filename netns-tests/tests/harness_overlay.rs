@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use podwire_netns_tests::etcd::{Etcd, EtcdOptions};
 use podwire_netns_tests::traffic::{Flow, Flows};
 use podwire_netns_tests::underlay::{Families, Layout, Underlay, Uplink};
 use podwire_netns_tests::{Lab, LabError, Node, Pod, Result};
@@ -161,4 +162,29 @@ fn labs_with_the_same_addresses_do_not_meet() -> Result<()> {
     other.underlay.sh("ip link set sw0 down")?;
     flows.all_flow(SOON)?;
     flows.assert_none_lost()
+}
+
+#[test]
+fn etcd_lives_through_the_loss_of_its_leader_and_forgets_what_a_backup_does_not_have() -> Result<()> {
+    let lab = Lab::new("etcd")?;
+    let underlay = Underlay::new(Families::Dual, Layout::Flat)?;
+    let mut etcd = Etcd::start(&lab, &underlay, &EtcdOptions { members: 3, ..EtcdOptions::default() })?;
+    etcd.put("/x/a", "1")?;
+    let first = etcd.leader()?;
+    etcd.kill(first)?;
+    assert_ne!(etcd.leader()?, first);
+    etcd.put("/x/a", "2")?;
+    etcd.start_again()?;
+    etcd.back_up("backup")?;
+    etcd.put("/x/a", "--3")?;
+    etcd.put("/x/b", "{}")?;
+    assert_eq!(
+        (etcd.value("/x/a")?, etcd.keys("/x/")?),
+        ("--3".to_owned(), vec!["/x/a".to_owned(), "/x/b".to_owned()])
+    );
+    etcd.restore("backup")?;
+    assert_eq!((etcd.value("/x/a")?, etcd.keys("/x/")?), ("2".to_owned(), vec!["/x/a".to_owned()]));
+    etcd.wipe()?;
+    assert_eq!(etcd.keys("/")?, [""; 0]);
+    Ok(())
 }

@@ -39,7 +39,8 @@ impl Member {
             fs::create_dir_all(&outside).map_err(LabError::because("make a node's disk"))?;
             shared.push((outside, PathBuf::from("/var/lib/podwire")));
         }
-        let node = lab.node_with(&name, &NodeOptions { shared, ..NodeOptions::default() })?;
+        let no_plugins = options.no_plugins;
+        let node = lab.node_with(&name, &NodeOptions { shared, no_plugins, ..NodeOptions::default() })?;
         let uplink = underlay.attach(&node, number)?;
         let member = Self { agent: None, uplink, node, name, number };
         member.configure(&options.store, &options.agent)?;
@@ -105,6 +106,15 @@ impl Member {
     pub fn spawn_agent(&mut self) -> Result<()> {
         self.agent = Some(Podwired::spawn(&self.node, &[])?);
         Ok(())
+    }
+
+    /// Starts its agent as the argument of another program, and waits until it is ready.
+    ///
+    /// # Errors
+    /// If it is not; its log is in the message.
+    pub fn start_agent_under(&mut self, wrapper: &[&str]) -> Result<()> {
+        self.agent = Some(Podwired::spawn_under(&self.node, wrapper, &[])?);
+        self.agent_mut()?.wait_until_ready(READY)
     }
 
     /// Starts its agent and waits until it is ready.
@@ -198,7 +208,7 @@ impl Member {
             for device in $devices; do
               ip -o -d link show dev $device | sed 's/^[0-9]*: //; s/\\\\/ /g; s/ qlen [0-9]*//; s/ state [A-Z]* / /; s/ tso_max.*//'
               ip -o address show dev $device | sed 's/^[0-9]*: //; s/\\\\.*//'
-              ip neighbour show dev $device | sed \"s/^/neighbour $device /\"
+              ip neighbour show dev $device nud permanent | sed \"s/^/neighbour $device /\"
               bridge fdb show dev $device | sed \"s/^/fdb $device /\"
             done
             ip -4 route show proto 112 | sed 's/ linkdown//'
@@ -269,6 +279,26 @@ impl ClusterPod {
     pub fn address(&self, ipv4: bool) -> Result<IpAddr> {
         let found = self.addresses.iter().copied().find(|address| address.is_ipv4() == ipv4);
         found.ok_or_else(|| LabError::new(format!("{} has {:?}", self.pod.name(), self.addresses)))
+    }
+
+    /// Fails unless IP packets of that size in bytes get through to an address and back in one piece.
+    ///
+    /// # Errors
+    /// If none does, or somebody on the way asks for smaller ones.
+    pub fn assert_size_passes(&self, to: IpAddr, size: u32) -> Result<()> {
+        let headers = if to.is_ipv4() { 28 } else { 48 };
+        let mut ping = program("busybox");
+        ping.args(["ping", "-c", "3", "-i", "0.2", "-W", "2", "-s"]);
+        ping.arg((size - headers).to_string()).arg(to.to_string());
+        let what = format!("{size} bytes from {} to {to}", self.pod.name());
+        let done = self.pod.run_program(&mut ping, Duration::from_secs(10))?.success(&what)?;
+        // A sender that has been asked for smaller packets cuts them itself from then on.
+        let route = self.pod.ip(&["route", "get", &to.to_string()])?;
+        if done.out().contains("3 packets received") && route[0]["metrics"].is_null() {
+            Ok(())
+        } else {
+            Err(LabError::new(format!("{what}: {} {route}", done.out())))
+        }
     }
 
     /// Ends it, by a DEL.

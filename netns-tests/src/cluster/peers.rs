@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use crate::underlay::Families;
 
-use super::{node_name, subnets};
+use super::{RANGES, node_name, subnets};
 
 /// What a peers file says.
 #[derive(Debug, Clone)]
@@ -52,9 +52,8 @@ impl Peers {
     /// The file.
     pub fn to_toml(&self) -> String {
         let mut text = format!("name = \"lab\"\n{}\n", self.settings);
-        for (wanted, range, prefix) in
-            [(self.pods.ipv4(), "10.240.0.0/13", 24), (self.pods.ipv6(), "fd00:10:244::/48", 64)]
-        {
+        let wanted = [self.pods.ipv4(), self.pods.ipv6()];
+        for (wanted, (range, prefix)) in wanted.into_iter().zip(RANGES) {
             if wanted {
                 let _ = write!(text, "\n[[range]]\nrange = \"{range}\"\nsubnet_prefix = {prefix}\n");
             }
