@@ -6,7 +6,8 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{ClusterConfig, Encapsulation};
+use super::record::Epoch;
+use crate::cluster::{ClusterConfig, ClusterRange, Encapsulation};
 
 /// The least `reclaim_after`, in seconds: a day. Shorter ones would take subnets from nodes that are only being repaired.
 pub const LEAST_RECLAIM: u64 = 24 * 3600;
@@ -73,7 +74,8 @@ pub fn check_config(config: &ClusterConfig) -> Result<(), String> {
         return Err("the cluster has no range: give at least one, such as 10.244.0.0/16".to_owned());
     }
     for (at, range) in config.ranges.iter().enumerate() {
-        let IpRange { network, prefix, subnet_prefix } = (*range).into();
+        let ClusterRange { range: network, subnet_prefix } = *range;
+        let prefix = network.prefix();
         if network.ip() != network.network() {
             return Err(format!(
                 "range {network} has bits beyond its prefix: is {}/{prefix} meant?",
@@ -113,14 +115,73 @@ pub fn check_config(config: &ClusterConfig) -> Result<(), String> {
     }
 }
 
-struct IpRange {
-    network: IpNetwork,
-    prefix: u8,
-    subnet_prefix: u8,
+/// Whether a subnet is one of a range's.
+pub(super) fn fits(range: &ClusterRange, subnet: &IpNetwork) -> bool {
+    subnet.prefix() == range.subnet_prefix
+        && subnet.is_ipv4() == range.range.is_ipv4()
+        && range.range.contains(subnet.ip())
+        && subnet.network() == subnet.ip()
 }
 
-impl From<crate::cluster::ClusterRange> for IpRange {
-    fn from(range: crate::cluster::ClusterRange) -> Self {
-        Self { network: range.range, prefix: range.range.prefix(), subnet_prefix: range.subnet_prefix }
+/// In what the store's settings differ from those in a node's own file, for people; empty: in nothing.
+pub fn differences(stored: &ClusterConfig, own: &ClusterConfig) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut compare = |what: &str, stored: String, own: String| {
+        if stored != own {
+            found.push(format!("{what} is {stored} there and {own} here"));
+        }
+    };
+    let ranges = |config: &ClusterConfig| {
+        let one = |range: &ClusterRange| format!("{} in subnets of /{}", range.range, range.subnet_prefix);
+        config.ranges.iter().map(one).collect::<Vec<_>>().join(", ")
+    };
+    compare("name", stored.name.clone(), own.name.clone());
+    compare("range", ranges(stored), ranges(own));
+    compare("encapsulation", format!("{:?}", stored.encapsulation), format!("{:?}", own.encapsulation));
+    compare("also_receive", format!("{:?}", stored.also_receive), format!("{:?}", own.also_receive));
+    compare("direct_routing", format!("{:?}", stored.direct_routing), format!("{:?}", own.direct_routing));
+    compare("underlay", format!("{:?}", stored.underlay), format!("{:?}", own.underlay));
+    let hours = |config: &ClusterConfig| match config.reclaim_after_seconds {
+        Some(seconds) => format!("{} h", seconds / 3600),
+        None => "never".to_owned(),
+    };
+    compare("reclaim_after", hours(stored), hours(own));
+    found
+}
+
+/// Which course of history a store's data and log have in common.
+///
+/// A restored backup gets a new log, that begins at 1, under data whose revision goes on from where the backup was made, or from
+/// any number above it. Each revision is an entry of the log; other entries are not revisions. So the index of the log minus
+/// the revision never falls, but by a restored backup: a node can tell one that it has never seen the store before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lineage {
+    /// The cluster id.
+    pub cluster: u64,
+    /// The revision at which the store was looked at.
+    pub revision: u64,
+    /// The difference as it is now: at least its least possible value and at most its largest. `None` where the store does
+    /// not tell.
+    pub lead: Option<(i64, i64)>,
+}
+
+impl Lineage {
+    /// How the cluster id is written in an epoch.
+    pub fn cluster_text(&self) -> String {
+        format!("{:016x}", self.cluster)
+    }
+
+    /// Whether an epoch is of another course of history than this.
+    pub fn left(&self, epoch: &Epoch) -> bool {
+        let fell = match (epoch.lead, self.lead) {
+            (Some(then), Some((_, now_at_most))) => now_at_most < then,
+            _ => false,
+        };
+        epoch.cluster != self.cluster_text() || fell
+    }
+
+    /// The epoch that begins with it.
+    pub fn begin(&self, number: u64) -> Epoch {
+        Epoch { number, cluster: self.cluster_text(), lead: self.lead.map(|(at_least, _)| at_least) }
     }
 }

@@ -1,0 +1,395 @@
+//! The local copy of what stands in the store. PURE.
+//!
+//! It is kept up to date event by event, and turned into snapshots that share what has not changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+
+use super::key::Key;
+use super::record::{Epoch, Grace, Hold, Presence, Value};
+use crate::cluster::{ClusterConfig, NodeRecord, Snapshot};
+
+/// What stands at one key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slot<T> {
+    /// Nothing.
+    Absent,
+    /// Something that cannot be read.
+    Unreadable {
+        /// The revision at which it was written.
+        revision: u64,
+    },
+    /// This.
+    Holds {
+        /// The revision at which it was written.
+        revision: u64,
+        /// What.
+        value: T,
+    },
+}
+
+impl<T> Slot<T> {
+    /// The revision at which it was written; 0 if nothing was: what a transaction compares.
+    pub fn revision(&self) -> u64 {
+        match self {
+            Self::Absent => 0,
+            Self::Unreadable { revision } | Self::Holds { revision, .. } => *revision,
+        }
+    }
+
+    /// What can be read there.
+    pub fn value(&self) -> Option<&T> {
+        match self {
+            Self::Holds { value, .. } => Some(value),
+            Self::Absent | Self::Unreadable { .. } => None,
+        }
+    }
+
+    /// Whether nothing stands there: not even something that cannot be read.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent)
+    }
+
+    fn of(revision: u64, value: Option<T>) -> Self {
+        match value {
+            Some(value) => Self::Holds { revision, value },
+            None => Self::Unreadable { revision },
+        }
+    }
+}
+
+/// The local copy.
+#[derive(Debug, Clone)]
+pub struct Replica {
+    revision: u64,
+    config: Slot<ClusterConfig>,
+    epoch: Slot<Epoch>,
+    grace: Slot<Grace>,
+    nodes: BTreeMap<String, Slot<Arc<NodeRecord>>>,
+    subnets: BTreeMap<IpNetwork, Slot<Hold>>,
+    presence: BTreeMap<String, Slot<Presence>>,
+    /// Which subnets each node has or had last: what a change of a hold must look at again.
+    held: BTreeMap<String, BTreeSet<IpNetwork>>,
+    /// What cannot be read, and why, by key.
+    unreadable: BTreeMap<String, String>,
+    /// What can be read and is not believed, and why, by node.
+    disbelieved: BTreeMap<String, String>,
+    /// Whose part of the snapshot may be another now.
+    stale: BTreeSet<String>,
+    stale_config: bool,
+    snapshot: Option<Arc<Snapshot>>,
+    absent: Arc<BTreeSet<String>>,
+}
+
+impl Default for Replica {
+    fn default() -> Self {
+        Self {
+            revision: 0,
+            config: Slot::Absent,
+            epoch: Slot::Absent,
+            grace: Slot::Absent,
+            nodes: BTreeMap::new(),
+            subnets: BTreeMap::new(),
+            presence: BTreeMap::new(),
+            held: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
+            disbelieved: BTreeMap::new(),
+            stale: BTreeSet::new(),
+            stale_config: false,
+            snapshot: None,
+            absent: Arc::default(),
+        }
+    }
+}
+
+impl Replica {
+    /// An empty copy to read everything into, whose snapshots will share with this one's what turns out to be the same.
+    pub fn successor(&self) -> Self {
+        let known = self.nodes.keys().chain(self.absent.iter());
+        Self {
+            stale: known.cloned().collect(),
+            stale_config: true,
+            snapshot: self.snapshot.clone(),
+            absent: self.absent.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// The newest revision that is in it.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Everything up to this revision is in it.
+    pub fn reached(&mut self, revision: u64) {
+        self.revision = self.revision.max(revision);
+    }
+
+    /// Takes note of a key (below `<prefix>/v1/`) that was written at `revision`. A write that is older than what is there is
+    /// not noted.
+    pub fn put(&mut self, key: &str, revision: u64, bytes: &[u8]) {
+        self.revision = self.revision.max(revision);
+        let key = match key.parse::<Key>() {
+            Ok(key) => key,
+            Err(why) => {
+                self.unreadable.insert(printable(key), why);
+                return;
+            }
+        };
+        if self.revision_of(&key) >= revision {
+            return;
+        }
+        let value = match Value::parse(&key, bytes) {
+            Ok(value) => {
+                self.unreadable.remove(&key.to_string());
+                Some(value)
+            }
+            Err(why) => {
+                self.unreadable.insert(key.to_string(), why);
+                None
+            }
+        };
+        self.store(key, revision, Some(value));
+    }
+
+    /// Takes note of a key that was deleted at `revision`.
+    pub fn deleted(&mut self, key: &str, revision: u64) {
+        self.revision = self.revision.max(revision);
+        match key.parse::<Key>() {
+            Ok(key) if self.revision_of(&key) <= revision => {
+                self.unreadable.remove(&key.to_string());
+                self.store(key, revision, None);
+            }
+            Ok(_) => {}
+            Err(_) => {
+                self.unreadable.remove(&printable(key));
+            }
+        }
+    }
+
+    /// `None`: deleted; `Some(None)`: cannot be read.
+    fn store(&mut self, key: Key, revision: u64, value: Option<Option<Value>>) {
+        fn slot<T>(
+            revision: u64,
+            value: Option<Option<Value>>,
+            read: impl Fn(Value) -> Option<T>,
+        ) -> Slot<T> {
+            match value {
+                Some(value) => Slot::of(revision, value.and_then(read)),
+                None => Slot::Absent,
+            }
+        }
+        fn set<K: Ord, T>(map: &mut BTreeMap<K, Slot<T>>, key: K, slot: Slot<T>) {
+            if slot.is_absent() {
+                map.remove(&key);
+            } else {
+                map.insert(key, slot);
+            }
+        }
+        match key {
+            Key::Config => {
+                self.config =
+                    slot(
+                        revision,
+                        value,
+                        |value| if let Value::Config(it) = value { Some(it) } else { None },
+                    );
+                self.stale_config = true;
+            }
+            Key::Epoch => {
+                self.epoch =
+                    slot(revision, value, |value| if let Value::Epoch(it) = value { Some(it) } else { None });
+            }
+            Key::Grace => {
+                self.grace =
+                    slot(revision, value, |value| if let Value::Grace(it) = value { Some(it) } else { None });
+            }
+            Key::Node(name) => {
+                let read = |value| if let Value::Node(it) = value { Some(Arc::new(it)) } else { None };
+                self.stale.insert(name.clone());
+                set(&mut self.nodes, name, slot(revision, value, read));
+            }
+            Key::Presence(name) => {
+                let read = |value| if let Value::Presence(it) = value { Some(it) } else { None };
+                self.stale.insert(name.clone());
+                set(&mut self.presence, name, slot(revision, value, read));
+            }
+            Key::Subnet(subnet) => {
+                let read = |value| if let Value::Subnet(it) = value { Some(it) } else { None };
+                let slot = slot(revision, value, read);
+                if let Some(before) = self.hold(subnet).value().map(|hold| hold.node.clone()) {
+                    self.stale.insert(before.clone());
+                    if let Some(held) = self.held.get_mut(&before) {
+                        held.remove(&subnet);
+                    }
+                }
+                if let Some(hold) = slot.value() {
+                    self.stale.insert(hold.node.clone());
+                    self.held.entry(hold.node.clone()).or_default().insert(subnet);
+                }
+                set(&mut self.subnets, subnet, slot);
+            }
+        }
+    }
+
+    /// The revision at which a key was written; 0 if nothing stands there.
+    pub fn revision_of(&self, key: &Key) -> u64 {
+        match key {
+            Key::Config => self.config.revision(),
+            Key::Epoch => self.epoch.revision(),
+            Key::Grace => self.grace.revision(),
+            Key::Node(name) => self.nodes.get(name).map_or(0, Slot::revision),
+            Key::Subnet(subnet) => self.subnets.get(subnet).map_or(0, Slot::revision),
+            Key::Presence(name) => self.presence.get(name).map_or(0, Slot::revision),
+        }
+    }
+
+    /// The shared settings.
+    pub fn config(&self) -> &Slot<ClusterConfig> {
+        &self.config
+    }
+
+    /// Which course of history this is.
+    pub fn epoch(&self) -> &Slot<Epoch> {
+        &self.epoch
+    }
+
+    /// Whether nobody makes new claims now.
+    pub fn grace(&self) -> &Slot<Grace> {
+        &self.grace
+    }
+
+    /// What a node says of itself, as it says it.
+    pub fn node(&self, name: &str) -> &Slot<Arc<NodeRecord>> {
+        self.nodes.get(name).unwrap_or(&Slot::Absent)
+    }
+
+    /// What nodes say of themselves, as far as it can be read.
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<NodeRecord>> {
+        self.nodes.values().filter_map(Slot::value)
+    }
+
+    /// Who has a subnet.
+    pub fn hold(&self, subnet: IpNetwork) -> &Slot<Hold> {
+        self.subnets.get(&subnet).unwrap_or(&Slot::Absent)
+    }
+
+    /// All subnets that somebody has, had last, or may have.
+    pub fn holds(&self) -> &BTreeMap<IpNetwork, Slot<Hold>> {
+        &self.subnets
+    }
+
+    /// The subnets that name a node, resting ones among them.
+    pub fn holds_of(&self, name: &str) -> impl Iterator<Item = (IpNetwork, &Hold)> {
+        let held = self.held.get(name).into_iter().flatten();
+        held.filter_map(|subnet| Some((*subnet, self.hold(*subnet).value()?)))
+    }
+
+    /// A node's sign of life.
+    pub fn presence(&self, name: &str) -> &Slot<Presence> {
+        self.presence.get(name).unwrap_or(&Slot::Absent)
+    }
+
+    /// All names that stand for a node: it says something of itself, or has a subnet.
+    pub fn names(&self) -> BTreeSet<&str> {
+        let holding = self.subnets.values().filter_map(Slot::value).filter(|hold| hold.resting.is_none());
+        self.nodes.keys().map(String::as_str).chain(holding.map(|hold| hold.node.as_str())).collect()
+    }
+
+    /// Works what was noted into the snapshot. To be called when no more is known to have happened at the same time: only
+    /// then are a record and the subnets in it judged.
+    pub fn settle(&mut self) {
+        let stale = std::mem::take(&mut self.stale);
+        if std::mem::take(&mut self.stale_config)
+            && let Some(config) = self.config.value()
+        {
+            match &mut self.snapshot {
+                Some(snapshot) if snapshot.config == *config => {}
+                Some(snapshot) => Arc::make_mut(snapshot).config = config.clone(),
+                None => {
+                    self.snapshot =
+                        Some(Arc::new(Snapshot { config: config.clone(), nodes: BTreeMap::new() }))
+                }
+            }
+        }
+        for name in stale {
+            let (shown, why) = self.shown(&name);
+            match why {
+                Some(why) => self.disbelieved.insert(name.clone(), why),
+                None => self.disbelieved.remove(&name),
+            };
+            let is_absent = shown.is_some() && self.presence(&name).is_absent();
+            if self.absent.contains(&name) != is_absent {
+                let absent = Arc::make_mut(&mut self.absent);
+                if is_absent {
+                    absent.insert(name.clone())
+                } else {
+                    absent.remove(&name)
+                };
+            }
+            let Some(snapshot) = &mut self.snapshot else {
+                // Without settings there is no snapshot; this node's turn comes again with them.
+                self.stale.insert(name);
+                continue;
+            };
+            match (shown, snapshot.nodes.get(&name)) {
+                (Some(new), Some(old)) if new == *old => {}
+                (None, None) => {}
+                (Some(new), _) => {
+                    Arc::make_mut(snapshot).nodes.insert(name, new);
+                }
+                (None, Some(_)) => {
+                    Arc::make_mut(snapshot).nodes.remove(&name);
+                }
+            }
+        }
+    }
+
+    /// A node's record with the subnets that are its own, and which of its subnets are left out and why.
+    fn shown(&self, name: &str) -> (Option<Arc<NodeRecord>>, Option<String>) {
+        let Some(record) = self.node(name).value() else { return (None, None) };
+        let is_own = |subnet: &IpNetwork| {
+            let hold = self.hold(*subnet).value();
+            hold.is_some_and(|hold| hold.is_of(name, &record.instance) && hold.resting.is_none())
+        };
+        let Some(foreign) = record.subnets.iter().find(|subnet| !is_own(subnet)) else {
+            return (Some(record.clone()), None);
+        };
+        let owner = match self.hold(*foreign) {
+            Slot::Absent => "nobody has claimed".to_owned(),
+            Slot::Unreadable { .. } => "has an owner that cannot be read".to_owned(),
+            Slot::Holds { value, .. } if value.resting.is_some() => "rests".to_owned(),
+            Slot::Holds { value, .. } if value.node == name => {
+                "another installation of it has claimed".to_owned()
+            }
+            Slot::Holds { value, .. } => format!("{} has claimed", value.node),
+        };
+        let why = format!("it says that it has {foreign}, which {owner}: left out");
+        let own = record.subnets.iter().copied().filter(is_own).collect();
+        (Some(Arc::new(NodeRecord { subnets: own, ..NodeRecord::clone(record) })), Some(why))
+    }
+
+    /// All that there is, as of the last [`Replica::settle`]; `None` without readable settings, now or before.
+    pub fn snapshot(&self) -> Option<&Arc<Snapshot>> {
+        self.snapshot.as_ref()
+    }
+
+    /// Which nodes of the snapshot are not connected.
+    pub fn absent(&self) -> &Arc<BTreeSet<String>> {
+        &self.absent
+    }
+
+    /// What an administrator should know, by key.
+    pub fn problems(&self) -> impl Iterator<Item = (String, &str)> {
+        let unreadable = self.unreadable.iter().map(|(key, why)| (key.clone(), why.as_str()));
+        let disbelieved = self.disbelieved.iter().map(|(name, why)| (format!("nodes/{name}"), why.as_str()));
+        unreadable.chain(disbelieved)
+    }
+}
+
+/// A key that is not ours, for a message: the first 100 characters, nothing that a terminal would obey.
+fn printable(key: &str) -> String {
+    key.chars().take(100).flat_map(char::escape_default).collect()
+}
