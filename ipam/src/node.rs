@@ -3,7 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
@@ -139,7 +139,12 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let unfinished = path.with_extension("json.new");
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o644);
-    let written = options.open(&unfinished).and_then(|mut file| file.write_all(content));
+    let write = |mut file: fs::File| {
+        // The agent's mask may have taken some of the mode away.
+        file.set_permissions(fs::Permissions::from_mode(0o644))?;
+        file.write_all(content)
+    };
+    let written = options.open(&unfinished).and_then(write);
     written.and_then(|()| fs::rename(&unfinished, path)).inspect_err(|_| {
         let _ = fs::remove_file(&unfinished);
     })

@@ -10,6 +10,7 @@
 pub mod claims;
 pub mod cluster;
 pub mod config;
+pub mod conflist;
 pub mod controller;
 pub mod dataplane;
 pub mod desired;
