@@ -129,6 +129,17 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// One more node, with its configuration and without an agent. It is in nobody's peers file.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn add_node(&mut self) -> Result<usize> {
+        let at = self.members.len();
+        let number = u8::try_from(at).map_err(LabError::because("number a node"))?;
+        self.members.push(Member::create(&self.lab, &self.underlay, number, &self.options)?);
+        Ok(at)
+    }
+
     /// Starts the agents that do not run, and waits until they are ready.
     ///
     /// # Errors
