@@ -11,6 +11,10 @@
 //!  └───────┘  └─────────────────────────┘  └───────┘
 //! ```
 
+mod relay;
+
+pub use relay::BrokenOffload;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
@@ -257,6 +261,25 @@ impl Uplink {
             );
         }
         self.underlay.sh(&script).map(drop)
+    }
+
+    /// From now on the link computes no checksum that a sender's kernel leaves to it, in packets from the node and to it,
+    /// as long as the value lives.
+    ///
+    /// # Errors
+    /// If it cannot be put between.
+    pub fn break_checksum_offload(&self) -> Result<BrokenOffload> {
+        let Self { underlay, port, subnet, .. } = self;
+        underlay.sh(&format!(
+            "ip link set {port} nomaster
+             ip link add {port}-in type veth peer name {port}-out
+             ip link set {port}-in up
+             ip link set {port}-out master sw{subnet}
+             ip link set {port}-out up
+             for link in {port} {port}-in; do ip link set $link promisc on
+               echo 1 > /proc/sys/net/ipv6/conf/$link/disable_ipv6; done"
+        ))?;
+        BrokenOffload::between(&underlay.0.netns, [port, &format!("{port}-in")])
     }
 
     /// Sets the largest packet of the link, on both ends.

@@ -108,7 +108,7 @@ fn etcds_leader_killed_again_and_again_costs_nothing() -> Result<()> {
 
 #[test]
 fn etcd_restored_from_an_old_backup_gets_its_claims_again() -> Result<()> {
-    let (mut cluster, mut etcd) = prepare("etcd-backup", 1, &Options::default())?;
+    let (mut cluster, etcd) = prepare("etcd-backup", 1, &Options::default())?;
     cluster.member_mut(0).start_agent()?;
     // Of the time before there was a second node.
     etcd.back_up("old")?;

@@ -533,3 +533,28 @@ fn rule_17_nodes_of_one_link_need_no_tunnel_in_either_family() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn rule_06_an_offload_that_breaks_packets_is_found_and_switched_off() -> Result<()> {
+    let options = Options {
+        underlay: Families::Ipv4,
+        agent: "[probes]\ninterval_seconds = 1\n".to_owned(),
+        ..Options::default()
+    };
+    let mut scene = Scene::with("rule-06", &options)?;
+    let _broken = scene.cluster.member(0).uplink().break_checksum_offload()?;
+    // Nothing of the pods' whose checksum is left to the link gets through, until the nodes compute it themselves.
+    scene.all_flow()?;
+    println!("the offload broke: {}", scene.flows.worst());
+    for member in scene.cluster.members() {
+        member.wait_for(AT_LAST, "ethtool -k podwire.1", |out| out.contains("tx-checksumming: off"))?;
+        let told = wait_for(AT_LAST, || {
+            member
+                .agent()
+                .and_then(|agent| agent.get("/v1/status"))
+                .is_ok_and(|(_, body)| body.contains("offload"))
+        });
+        assert!(told, "{}", member.agent()?.log());
+    }
+    scene.assert_steady()
+}

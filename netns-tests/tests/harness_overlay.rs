@@ -34,7 +34,7 @@ impl ByHand {
             let script = format!(
                 "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
                  echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
-                 ip link add vx type vxlan id 1 dstport 8472 local {local} nolearning
+                 ip link add vx type vxlan id 1 dstport 8472 local {local} nolearning noudpcsum
                  ip link set vx address 02:00:00:00:00:0{here} up
                  ip address add 10.1.{here}.1/32 dev vx; ip -6 address add fd01:{here}::1/128 dev vx nodad
                  ip neigh replace 10.1.{there}.1 lladdr 02:00:00:00:00:0{there} dev vx nud permanent
@@ -187,4 +187,24 @@ fn etcd_lives_through_the_loss_of_its_leader_and_forgets_what_a_backup_does_not_
     etcd.wipe()?;
     assert_eq!(etcd.keys("/")?, [""; 0]);
     Ok(())
+}
+
+#[test]
+fn a_link_that_breaks_offload_loses_what_relies_on_it() -> Result<()> {
+    let lab = ByHand::new("offload", Layout::Flat)?;
+    let mut flows = lab.flows()?;
+    flows.all_flow(SOON)?;
+    let _broken = lab.uplinks[0].break_checksum_offload()?;
+    // Nothing of a pod gets through whose checksum is the link's affair.
+    let passes = flows.0.iter().any(|flow| flow.flows(50, Duration::from_millis(300)));
+    assert!(!passes, "the offload is not broken");
+    // It gets through once the nodes compute it themselves.
+    for node in &lab.nodes {
+        node.run("ethtool", &["-K", "vx", "tx-checksum-ip-generic", "off"])?
+            .success("switch the offload off")?;
+    }
+    flows.all_flow(SOON)?;
+    flows.laps();
+    flows.all_flow(SOON)?;
+    flows.assert_none_lost()
 }
