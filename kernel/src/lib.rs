@@ -12,6 +12,7 @@
 pub mod addr;
 pub mod clock;
 pub mod conntrack;
+pub mod datagram;
 pub mod detached;
 mod error;
 #[cfg(feature = "events")]

@@ -21,6 +21,7 @@ pub mod identity;
 pub mod leases;
 pub mod member;
 pub mod plan;
+pub mod probe;
 pub mod remembered;
 pub mod ruleset;
 pub mod status;
