@@ -44,14 +44,22 @@ fn install_puts_everything_in_place_and_uninstall_takes_it_away() -> Result<()> 
     // Again: over itself, as an upgrade does.
     make("install", root)?;
     let expected = [
+        "etc/podwire/podwired.toml",
         "opt/cni/bin/loopback",
         "opt/cni/bin/podwire",
         "opt/cni/bin/podwire-ipam",
         "opt/cni/bin/podwire-tuning",
         "usr/lib/systemd/system/podwired.service",
+        "usr/sbin/podwirectl",
         "usr/sbin/podwired",
         "usr/share/podwire/10-podwire-ipv4.conflist",
         "usr/share/podwire/10-podwire.conflist",
+        "usr/share/podwire/agent.md",
+        "usr/share/podwire/networkd/10-podwire.link",
+        "usr/share/podwire/networkd/10-podwire.network",
+        "usr/share/podwire/networkd/podwire.conf",
+        "usr/share/podwire/peers.toml",
+        "usr/share/podwire/podwired.toml",
     ];
     assert_eq!(files_below(root), expected);
     let mode =
@@ -59,6 +67,11 @@ fn install_puts_everything_in_place_and_uninstall_takes_it_away() -> Result<()> 
     for link in ["loopback", "podwire-tuning"] {
         assert_eq!(mode(&format!("opt/cni/bin/{link}")), Some(0o755), "{link} leads to the plugin");
     }
+    let podwired = Command::new(root.join("usr/sbin/podwired"))
+        .args(["check", "--config", &root.join("etc/podwire/podwired.toml").display().to_string()])
+        .output()
+        .map_err(LabError::because("start podwired"))?;
+    assert!(podwired.status.success(), "{}", String::from_utf8_lossy(&podwired.stderr));
     let unit = fs::read_to_string(root.join("usr/lib/systemd/system/podwired.service")).unwrap_or_default();
     assert!(unit.contains("ExecStart=/usr/sbin/podwired run"), "{unit}");
     assert!(!unit.contains('@'), "a placeholder stays: {unit}");
@@ -77,5 +90,20 @@ fn a_foreign_loopback_plugin_is_neither_replaced_nor_removed() -> Result<()> {
     make("uninstall", lab.dir())?;
     assert_eq!(files_below(lab.dir()), ["opt/cni/bin/loopback"]);
     assert_eq!(fs::read_to_string(bin.join("loopback")).ok().as_deref(), Some("another's"));
+    Ok(())
+}
+
+#[test]
+fn what_an_administrator_has_configured_is_neither_replaced_nor_removed() -> Result<()> {
+    let lab = Lab::new("configured")?;
+    make("install", lab.dir())?;
+    let file = lab.dir().join("etc/podwire/podwired.toml");
+    let theirs = "node_name = \"n1\"\n";
+    fs::write(&file, theirs).map_err(LabError::because("write a file"))?;
+    make("install", lab.dir())?;
+    assert_eq!(fs::read_to_string(&file).ok().as_deref(), Some(theirs));
+    make("uninstall", lab.dir())?;
+    assert_eq!(files_below(lab.dir()), ["etc/podwire/podwired.toml"]);
+    assert_eq!(fs::read_to_string(&file).ok().as_deref(), Some(theirs));
     Ok(())
 }
