@@ -20,7 +20,7 @@ use additions::{Additions, HostEndAt};
 use bridge::NodeWork;
 pub use bridge::{hold_bridge, remove_unused_bridge};
 pub use extend::{Extended, Extension, Given, extend, extension_drift, observe_given, withdraw};
-pub use observe::{can_filter_vlans, observe_attachment, observe_node};
+pub use observe::{can_filter_vlans, node_id, observe_attachment, observe_node};
 
 /// What an attachment came to be: what a CNI result tells beyond the addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]

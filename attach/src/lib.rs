@@ -16,8 +16,8 @@ pub mod tuning;
 pub use alias::LinkAlias;
 pub use apply::{
     AttachError, Attached, Extended, Extension, Given, Places, attach, can_filter_vlans, extend,
-    extension_drift, hold_bridge, observe_attachment, observe_given, observe_node, remove_unused_bridge,
-    withdraw,
+    extension_drift, hold_bridge, node_id, observe_attachment, observe_given, observe_node,
+    remove_unused_bridge, withdraw,
 };
 pub use attachment::{Attachment, NetworkId, Owner, OwnerId, PodAddress, PodName, Role};
 pub use traffic::{

@@ -110,6 +110,8 @@ pub enum Event {
         /// It is from the store itself and complete. What was remembered from an earlier run tells what there was, not
         /// what there no longer is.
         live: bool,
+        /// When it was told: now, or while the last pass was made.
+        since: Duration,
     },
     /// Something else than a wish is a reason to look.
     Changed(Cause),
@@ -245,7 +247,7 @@ impl Controller {
     /// Takes an event and says what to do now. While a pass runs, that is to wait for its end.
     pub fn handle(&mut self, event: Event, now: Duration) -> Action {
         match event {
-            Event::Wish { live } => {
+            Event::Wish { live, since } => {
                 self.counters.events += 1;
                 // A store that was complete once does not become unknown: what it said last is still the last word.
                 let known = self.known.max(if live { Known::All } else { Known::Remembered });
@@ -254,7 +256,7 @@ impl Controller {
                     self.is_settled = false;
                 }
                 self.known = known;
-                self.plan(Cause::Wish, now, now);
+                self.plan(Cause::Wish, since.min(now), now);
             }
             Event::Changed(cause) => {
                 self.counters.events += 1;

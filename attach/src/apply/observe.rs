@@ -1,5 +1,7 @@
 //! The node and an attachment as the kernel shows them.
 
+use std::fs;
+
 use ipnetwork::IpNetwork;
 use podwire_kernel::addr::{self, Address};
 use podwire_kernel::link::{Link, LinkRef};
@@ -144,4 +146,14 @@ fn pod_end(ifname: &str) -> Result<Option<PodEnd>, Error> {
         addresses: addresses.iter().map(|a| a.address).collect(),
         routes: routes.iter().flat_map(hops).collect(),
     }))
+}
+
+/// What tells this node from others: the machine id, or else the host's name. The bridge's MAC address is made of it.
+pub fn node_id() -> String {
+    ["/etc/machine-id", "/proc/sys/kernel/hostname"]
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .map(|text| text.trim().to_owned())
+        .find(|text| !text.is_empty())
+        .unwrap_or_default()
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use podwire_attach::{Attachment, rules};
+use podwire_attach::{Attachment, node_id, rules};
 use podwire_ipam::NodeConfig;
 use podwire_kernel::nft::Nft;
 use podwire_kernel::{Netns, NetnsError};
@@ -51,16 +51,6 @@ pub(super) fn facts(config: &Config) -> Result<NodeFacts, CniError> {
 /// Of that, what is not the agent's to change while a pod runs.
 pub(super) fn lasting_facts() -> NodeFacts {
     NodeFacts { id: node_id(), agent: None }
-}
-
-/// What tells this node from others: the machine id, or else the host's name.
-fn node_id() -> String {
-    ["/etc/machine-id", "/proc/sys/kernel/hostname"]
-        .iter()
-        .filter_map(|path| fs::read_to_string(path).ok())
-        .map(|text| text.trim().to_owned())
-        .find(|text| !text.is_empty())
-        .unwrap_or_default()
 }
 
 /// The name of the program that called: the runtime. One runtime's GC must not remove another's pods.

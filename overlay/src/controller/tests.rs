@@ -4,6 +4,10 @@ use super::*;
 
 const MS: Duration = Duration::from_millis(1);
 
+fn wish(live: bool) -> Event {
+    Event::Wish { live, since: Duration::MAX }
+}
+
 /// A controller with a clock, and passes that take as long as they are told to.
 struct Simulation {
     controller: Controller,
@@ -21,7 +25,7 @@ impl Simulation {
     /// One that has a live wish and has settled.
     fn settled() -> Self {
         let mut simulation = Self::new();
-        simulation.event(Event::Wish { live: true });
+        simulation.event(wish(true));
         simulation.run_until(1000 * MS, MS, Outcome::default());
         simulation.passes.clear();
         simulation
@@ -87,12 +91,12 @@ fn nothing_is_touched_before_there_is_a_wish() {
 #[test]
 fn what_is_remembered_deletes_nothing_and_what_the_store_says_does() {
     let mut simulation = Simulation::new();
-    simulation.event(Event::Wish { live: false });
+    simulation.event(wish(false));
     simulation.run_until(100 * MS, MS, Outcome::default());
-    simulation.event(Event::Wish { live: true });
+    simulation.event(wish(true));
     simulation.run_until(200 * MS, MS, Outcome::default());
     // A store that is asked again from the start does not unsay what it said.
-    simulation.event(Event::Wish { live: false });
+    simulation.event(wish(false));
     simulation.run_until(300 * MS, MS, Outcome::default());
     let known: Vec<Known> = simulation.passes.iter().map(|(_, pass)| pass.known).collect();
     assert_eq!(known, [Known::Remembered, Known::All, Known::All]);
@@ -101,9 +105,9 @@ fn what_is_remembered_deletes_nothing_and_what_the_store_says_does() {
 #[test]
 fn the_first_live_wish_is_a_full_pass() {
     let mut simulation = Simulation::new();
-    simulation.event(Event::Wish { live: false });
+    simulation.event(wish(false));
     simulation.run_until(100 * MS, MS, Outcome::default());
-    simulation.event(Event::Wish { live: true });
+    simulation.event(wish(true));
     simulation.run_until(200 * MS, MS, Outcome::default());
     let full: Vec<bool> = simulation.passes.iter().map(|(_, pass)| pass.full).collect();
     assert_eq!(full, [true, true], "what is not wished for is known by a look alone");
@@ -112,7 +116,7 @@ fn the_first_live_wish_is_a_full_pass() {
 #[test]
 fn a_wish_is_carried_out_at_once_and_without_a_look() {
     let mut simulation = Simulation::settled();
-    simulation.event(Event::Wish { live: true });
+    simulation.event(wish(true));
     simulation.run_until(1100 * MS, MS, Outcome::default());
     assert_eq!(simulation.ran(), [(1000, false, vec![Cause::Wish])]);
 }
@@ -121,7 +125,7 @@ fn a_wish_is_carried_out_at_once_and_without_a_look() {
 fn a_burst_of_wishes_is_few_passes() {
     let mut simulation = Simulation::settled();
     for _ in 0..1000 {
-        simulation.event(Event::Wish { live: true });
+        simulation.event(wish(true));
         let end = simulation.now + MS / 10;
         simulation.run_until(end, 2 * MS, Outcome::default());
     }
@@ -174,7 +178,7 @@ fn a_look_is_made_every_ten_seconds() {
 #[test]
 fn failures_are_tried_again_ever_later_and_by_a_full_look() {
     let mut simulation = Simulation::settled();
-    simulation.event(Event::Wish { live: true });
+    simulation.event(wish(true));
     simulation.run_until(60_000 * MS, MS, Outcome { operations: 3, failures: 1, ..Outcome::default() });
     let begins: Vec<Duration> = simulation.passes.iter().map(|(at, _)| *at).collect();
     let gaps: Vec<u128> = begins.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
@@ -182,7 +186,7 @@ fn failures_are_tried_again_ever_later_and_by_a_full_look() {
     assert!(simulation.passes[1..].iter().all(|(_, pass)| pass.full && pass.causes == [Cause::Retry]));
     // What is new is not put off by what fails.
     let now = simulation.now;
-    simulation.event(Event::Wish { live: true });
+    simulation.event(wish(true));
     simulation.run_until(now + 10 * MS, MS, Outcome::default());
     let (at, pass) = simulation.passes.last().unwrap();
     assert_eq!((*at, pass.full), (now, true));
@@ -194,7 +198,7 @@ fn failures_are_tried_again_ever_later_and_by_a_full_look() {
 #[test]
 fn more_than_peers_is_left_to_a_full_pass_at_once() {
     let mut simulation = Simulation::settled();
-    let Action::Run(fast) = simulation.handle(Event::Wish { live: true }) else { panic!("no pass") };
+    let Action::Run(fast) = simulation.handle(wish(true)) else { panic!("no pass") };
     assert!(!fast.full);
     let outcome = Outcome { was_too_much: true, ..Outcome::default() };
     simulation.is_running = false;
@@ -215,7 +219,7 @@ fn repairs_are_counted_by_what_explains_them_and_wishes_are_none() {
     let expected = BTreeMap::from([(Cause::Link, 5)]);
     assert_eq!(simulation.controller.counters().repairs, expected);
     simulation.event(Event::Changed(Cause::Route));
-    simulation.event(Event::Wish { live: true });
+    simulation.event(wish(true));
     simulation.run_until(simulation.now + 50 * MS, MS, outcome);
     assert_eq!(simulation.controller.counters().repairs, expected);
 }
@@ -223,10 +227,10 @@ fn repairs_are_counted_by_what_explains_them_and_wishes_are_none() {
 #[test]
 fn an_end_waits_for_the_pass_and_begins_no_other() {
     let mut simulation = Simulation::settled();
-    simulation.event(Event::Wish { live: true });
+    simulation.event(wish(true));
     assert!(simulation.is_running);
     assert!(matches!(simulation.handle(Event::Shutdown), Action::Wait(_)));
-    simulation.event(Event::Wish { live: true });
+    simulation.event(wish(true));
     let outcome = Outcome::default();
     assert_eq!(simulation.handle(Event::Done { outcome, jitter: 0.0 }), Action::End);
 }
@@ -234,11 +238,7 @@ fn an_end_waits_for_the_pass_and_begins_no_other() {
 fn events() -> impl Strategy<Value = Vec<(u64, Event)>> {
     let cause =
         prop_oneof![Just(Cause::Link), Just(Cause::Route), Just(Cause::Overrun), Just(Cause::Underlay)];
-    let event = prop_oneof![
-        any::<bool>().prop_map(|live| Event::Wish { live }),
-        cause.prop_map(Event::Changed),
-        Just(Event::Tick),
-    ];
+    let event = prop_oneof![any::<bool>().prop_map(wish), cause.prop_map(Event::Changed), Just(Event::Tick),];
     proptest::collection::vec((0..200_u64, event), 1..60)
 }
 
@@ -261,7 +261,7 @@ proptest! {
             prop_assert!(simulation.passes.iter().all(|(_, pass)| live || pass.known != Known::All));
             prop_assert!(simulation.passes.iter().all(|(_, pass)| wished || pass.known == Known::Nothing));
             match event {
-                Event::Wish { live: is_live } => {
+                Event::Wish { live: is_live, .. } => {
                     live |= is_live;
                     wished = true;
                 }
