@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::change::{Change, Life};
+use super::change::{Change, Life, MOST_RESTS};
 use super::key::Key;
 use super::placement::{place, subnet_count};
 use super::record::{Ended, Grace, Hold, Presence, Value};
@@ -101,6 +101,11 @@ impl Claimant {
         }
     }
 
+    /// Who this node is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
     /// The store answered with something older than it had before: a backup was restored.
     pub fn went_back(&mut self) {
         self.went_back = true;
@@ -110,10 +115,9 @@ impl Claimant {
     pub fn leave(&self, replica: &Replica) -> Change {
         let Identity { name, instance, .. } = &self.identity;
         let mut change = Change::new("leave the cluster");
-        for (subnet, hold) in replica.holds_of(name).filter(|(_, hold)| hold.instance == *instance) {
-            if hold.resting.is_none() {
-                change.rest(replica, subnet, hold, Ended::Left);
-            }
+        let mine = |(_, hold): &(IpNetwork, &Hold)| hold.instance == *instance && hold.resting.is_none();
+        for (subnet, hold) in replica.holds_of(name).filter(mine).take(MOST_RESTS) {
+            change.rest(replica, subnet, hold, Ended::Left);
         }
         if replica.node(name).value().is_some_and(|record| record.instance == *instance) {
             change.delete(replica, Key::Node(name.clone()));
@@ -319,6 +323,9 @@ impl Claimant {
 
         // What belongs to another life of this name rests, and what this life has too much.
         for (subnet, hold) in replica.holds_of(name) {
+            if change.writes.len() >= MOST_RESTS {
+                break;
+            }
             if hold.resting.is_none() && hold.instance != *instance {
                 change.rest(replica, subnet, hold, Ended::Replaced);
             } else if hold.resting.is_none() && !subnets.contains(&subnet) {
