@@ -5,6 +5,8 @@
 //!
 //! [`Topology`]: topology::Topology
 
+#[cfg(test)]
+pub(crate) mod sample;
 pub mod topology;
 
 use std::collections::BTreeMap;

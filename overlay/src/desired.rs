@@ -173,12 +173,12 @@ impl Desired {
             .into_iter()
             .filter(|family| ranges.iter().any(|range| Family::of(range.network()) == *family))
             .collect();
-        let addresses = subnets.iter().map(|subnet| single(subnet.network())).collect();
+        let addresses: Vec<_> = subnets.iter().map(|subnet| single(subnet.network())).collect();
         problems.sort();
         Self {
             retained,
+            sysctls: sysctls(&devices, &addresses),
             addresses,
-            sysctls: sysctls(&devices, &ranges),
             forwarding,
             ports: encapsulations.iter().map(|encapsulation| encapsulation.port).collect(),
             bridge: local.bridge.map(|name| Bridge {
@@ -285,16 +285,16 @@ fn devices(
 /// `rp_filter` 2: while routes change from one device to another, the two directions of a connection use different
 /// ones, which the strict check would drop. The others let the VTEP have its IPv6 address, and keep a peer's packets from
 /// configuring this node.
-fn sysctls(devices: &[Device], ranges: &[IpNetwork]) -> BTreeMap<String, String> {
+fn sysctls(devices: &[Device], addresses: &[IpNetwork]) -> BTreeMap<String, String> {
     let mut sysctls = BTreeMap::new();
     for name in devices.iter().map(|device| device.id.name()) {
         let mut set = |key: &str, value: &str| {
             sysctls.insert(format!("net/{}", key.replace("DEV", &name)), value.to_owned())
         };
-        if ranges.iter().any(IpNetwork::is_ipv4) {
+        if addresses.iter().any(IpNetwork::is_ipv4) {
             set("ipv4/conf/DEV/rp_filter", "2");
         }
-        if ranges.iter().any(IpNetwork::is_ipv6) {
+        if addresses.iter().any(IpNetwork::is_ipv6) {
             set("ipv6/conf/DEV/disable_ipv6", "0");
             set("ipv6/conf/DEV/accept_ra", "0");
         }

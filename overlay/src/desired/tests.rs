@@ -1,1 +1,135 @@
+use crate::cluster::sample::{announcing, config, ip, network, record, snapshot, topology, underlay};
+use crate::cluster::{ClusterConfig, DirectRouting, Encapsulation, IpFamily, NodeRecord};
 
+use super::*;
+
+fn desired(
+    config: ClusterConfig,
+    records: impl IntoIterator<Item = NodeRecord>,
+    facts: &UnderlayFacts,
+) -> Desired {
+    Desired::new(&topology(&snapshot(config, records)), facts, &Local::default())
+}
+
+fn texts(desired: &Desired) -> Vec<&str> {
+    desired.problems.iter().map(|problem| problem.text.as_str()).collect()
+}
+
+#[test]
+fn a_node_tells_what_it_has_and_pods_what_fits() {
+    let desired = desired(config(), [record(2)], &underlay());
+    let told = &desired.announcement;
+    assert_eq!(told.addresses, [ip("192.0.2.1"), ip("2001:db8::1")]);
+    assert_eq!((told.mtu, told.sends), (Some(1500), Some(Encapsulation::default())));
+    let mac = vtep_mac("lab", "n1", 1);
+    assert_eq!(told.receives, [Vtep { encapsulation: Encapsulation::default(), mac }]);
+    assert_eq!(
+        desired.pods,
+        PodSettings {
+            subnets: vec![network("10.244.1.0/24"), network("fd00:10:244:1::/64")],
+            gateways: vec![ip("10.244.1.1"), ip("fd00:10:244:1::1")],
+            // No peer is reached by IPv6, whose headers are longer.
+            mtu: Some(1450),
+        }
+    );
+    assert_eq!(desired.senders().len(), 2);
+    assert_eq!(texts(&desired), [""; 0]);
+}
+
+#[test]
+fn pods_mtu_is_that_of_the_narrowest_way_in_use() {
+    let only6 = NodeRecord { addresses: vec![ip("2001:db8::3")], ..record(3) };
+    assert_eq!(desired(config(), [record(2), only6], &underlay()).pods.mtu, Some(1430));
+    let direct = ClusterConfig { direct_routing: DirectRouting::Always, ..config() };
+    assert_eq!(desired(direct, [record(2)], &underlay()).pods.mtu, Some(1500));
+    let auto = ClusterConfig { direct_routing: DirectRouting::Auto, ..config() };
+    assert_eq!(desired(auto, [record(2)], &underlay()).pods.mtu, Some(1450));
+    assert_eq!(desired(config(), [record(2)], &UnderlayFacts::default()).pods.mtu, None);
+}
+
+#[test]
+fn the_first_family_that_both_have_carries_the_packets() {
+    let only = |n: u16, v4: bool| {
+        let mut record = record(n);
+        record.addresses.retain(|address| address.is_ipv4() == v4);
+        record
+    };
+    let chosen = |config: ClusterConfig, record: NodeRecord| {
+        let desired = desired(config, [record], &underlay());
+        desired.paths[0].tunnel.map(|tunnel| tunnel.device.family)
+    };
+    let turned = || ClusterConfig { underlay: vec![IpFamily::Ipv6, IpFamily::Ipv4], ..config() };
+    assert_eq!(chosen(config(), record(2)), Some(Family::V4));
+    assert_eq!(chosen(turned(), record(2)), Some(Family::V6));
+    assert_eq!(chosen(turned(), only(2, true)), Some(Family::V4));
+    assert_eq!(chosen(config(), only(2, false)), Some(Family::V6));
+    let v4_only = ClusterConfig { underlay: vec![IpFamily::Ipv4], ..config() };
+    assert_eq!(chosen(v4_only.clone(), only(2, false)), None);
+    let problems = desired(v4_only, [only(2, false)], &underlay());
+    assert_eq!(
+        texts(&problems),
+        ["node n2: it has no address of a family that this node has too: no route leads there"]
+    );
+}
+
+#[test]
+fn each_peer_is_sent_the_best_that_it_receives() {
+    let [old, new, odd] = [(1, 8472), (7, 4789), (9, 9)].map(|(vni, port)| Encapsulation { vni, port });
+    let config = ClusterConfig { encapsulation: new, also_receive: vec![old], ..config() };
+    let records =
+        [announcing(2, &[old], old), announcing(3, &[old, new], old), announcing(4, &[odd], odd), record(5)];
+    let desired = desired(config, records, &underlay());
+    let sent: Vec<_> = desired.paths.iter().map(|path| path.tunnel.map(|t| t.device.encapsulation)).collect();
+    assert_eq!(sent, [Some(old), Some(new), None, Some(new)]);
+    assert_eq!(desired.announcement.sends, Some(old));
+    assert_eq!(
+        texts(&desired),
+        [
+            "node n4: it receives nothing that this node can send: no route leads there until it follows the cluster's \
+          settings"
+        ]
+    );
+}
+
+#[test]
+fn ipv6_pods_go_directly_by_an_ipv6_address_alone() {
+    let only4 = NodeRecord { addresses: vec![ip("192.0.2.3")], ..record(3) };
+    let auto = ClusterConfig { direct_routing: DirectRouting::Auto, ..config() };
+    let both = desired(auto, [record(2), only4.clone()], &underlay());
+    assert!(
+        matches!(both.paths[0].hop(Family::V6), Hop::Direct(direct) if direct.gateway == ip("2001:db8::2"))
+    );
+    assert!(matches!(both.paths[1].hop(Family::V4), Hop::Direct(_)));
+    assert!(matches!(both.paths[1].hop(Family::V6), Hop::Tunnel(_)));
+    let always = ClusterConfig { direct_routing: DirectRouting::Always, ..config() };
+    let problems = desired(always, [only4], &underlay());
+    assert_eq!(
+        texts(&problems),
+        [
+            "node n3: its IPv6 pods cannot be reached directly by an IPv4 address: give both nodes IPv6 addresses, or let \
+          direct_routing be auto"
+        ]
+    );
+}
+
+#[test]
+fn a_peer_at_our_own_address_is_left_out() {
+    let mut facts = underlay();
+    facts.links[0].address = ip("192.0.2.2");
+    let desired = desired(config(), [record(2), record(3)], &facts);
+    assert_eq!(desired.paths[0].routes().count(), 0);
+    assert_eq!(desired.paths[1].routes().count(), 2);
+    assert_eq!(
+        texts(&desired),
+        ["node n2: it says that it is at this node's own address 192.0.2.2: it is left out"]
+    );
+}
+
+#[test]
+fn a_node_within_the_pods_range_is_told_so() {
+    let mut facts = underlay();
+    facts.links[0].address = ip("10.244.200.7");
+    let desired = desired(config(), [record(2)], &facts);
+    assert!(desired.devices.iter().all(|device| device.id.family == Family::V6));
+    assert!(texts(&desired)[0].contains("10.244.200.7 on eth0 lies within the pods' range 10.244.0.0/16"));
+}

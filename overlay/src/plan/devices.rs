@@ -22,8 +22,8 @@ pub(super) enum Fate {
         /// Its neighbours do not outlive the plan's changes.
         loses_neighbours: bool,
     },
-    /// It is made, and has nothing yet.
-    Made,
+    /// It is made, and has nothing yet; in the place of one with this index, which takes all it has with it.
+    Made(Option<u32>),
     /// It cannot be made.
     Barred,
     /// It is left alone for now, with this index, and all it has.
@@ -68,7 +68,7 @@ pub(super) fn plan(
     for device in &desired.devices {
         let index = match devices.get(&device.id) {
             Some(Fate::Kept { index, .. }) => Some(*index),
-            Some(Fate::Made) => None,
+            Some(Fate::Made(_)) => None,
             _ => continue,
         };
         let wanted = &desired.addresses;
@@ -142,7 +142,7 @@ fn one(device: &Device, desired: &Desired, observed: &Observed, plan: &mut Plan)
     sysctls(plan);
     let change = DeviceChange { up: true, ..DeviceChange::default() };
     plan.push(Operation::ChangeDevice { device: device.id, change });
-    Fate::Made
+    Fate::Made(found.map(|link| link.index))
 }
 
 /// Whether the rest can be changed in place: of a device's settings the kernel changes source address (within its

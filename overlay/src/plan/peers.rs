@@ -30,7 +30,6 @@ pub(super) fn plan(
 ) {
     let mut tables = Tables::new(observed, devices);
     let strangers = Strangers::new(desired, observed);
-    let first = plan.steps.len();
     let mut routes = Vec::new();
     for (place, path) in (0..).zip(&desired.paths) {
         let mut push = |operation| plan.steps.push(Step { operation, peer: Some(place) });
@@ -48,7 +47,6 @@ pub(super) fn plan(
             }
         }
     }
-    debug_assert!(plan.steps.len() >= first, "steps are only added");
     plan.steps.extend(routes);
     plan.problems.extend(strangers.problems);
     if deletes == Deletes::Allowed {
@@ -90,7 +88,7 @@ impl<'a> Tables<'a> {
                 let found = self.neighbours.remove(&(*index, item.address));
                 !found.is_some_and(|found| found.state == State::Permanent && found.mac == Some(item.mac))
             }
-            Some(Fate::Made) => true,
+            Some(Fate::Made(_)) => true,
             Some(Fate::Barred | Fate::Retained(_) | Fate::Going(_)) | None => false,
         }
     }
@@ -113,7 +111,7 @@ impl<'a> Tables<'a> {
                     }
                 }
             }
-            Some(Fate::Made) => true,
+            Some(Fate::Made(_)) => true,
             Some(Fate::Barred | Fate::Retained(_) | Fate::Going(_)) | None => false,
         }
     }
@@ -128,7 +126,7 @@ impl<'a> Tables<'a> {
             Via::Link(index) => Some(index),
             Via::Device(device) => match devices.get(&device)? {
                 Fate::Kept { index, .. } => Some(*index),
-                Fate::Made => None,
+                Fate::Made(_) => None,
                 Fate::Barred | Fate::Retained(_) | Fate::Going(_) => return None,
             },
         };
@@ -147,10 +145,11 @@ impl<'a> Tables<'a> {
         let names: HashMap<u32, (DeviceId, Fate)> = devices
             .iter()
             .filter_map(|(id, fate)| match fate {
-                Fate::Kept { index, .. } | Fate::Retained(index) | Fate::Going(index) => {
-                    Some((*index, (*id, *fate)))
-                }
-                Fate::Made | Fate::Barred => None,
+                Fate::Kept { index, .. }
+                | Fate::Made(Some(index))
+                | Fate::Retained(index)
+                | Fate::Going(index) => Some((*index, (*id, *fate))),
+                Fate::Made(None) | Fate::Barred => None,
             })
             .collect();
         let owners = Owners::new(desired, &self);
@@ -161,7 +160,7 @@ impl<'a> Tables<'a> {
             for nexthop in &route.nexthops {
                 let Some((gateway, index)) = nexthop.gateway.zip(nexthop.oif) else { continue };
                 let via = match names.get(&index) {
-                    Some((_, Fate::Retained(_) | Fate::Going(_))) => continue,
+                    Some((_, Fate::Made(_) | Fate::Retained(_) | Fate::Going(_))) => continue,
                     Some((id, _)) => Via::Device(*id),
                     None => Via::Link(index),
                 };

@@ -1,1 +1,3 @@
-
+mod goldens;
+mod model;
+mod properties;
