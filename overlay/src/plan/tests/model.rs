@@ -332,7 +332,7 @@ impl Kernel {
         let bridge = self.index("podwire0");
         let mut state = self.state.clone();
         state.links.retain(|link| !ours.contains(&link.index));
-        state.addresses.retain(|a| !ours.contains(&a.ifindex) && !(Some(a.ifindex) == bridge && in_range(a)));
+        state.addresses.retain(|a| !(ours.contains(&a.ifindex) || Some(a.ifindex) == bridge && in_range(a)));
         state.routes.retain(|route| route.protocol != ROUTE_PROTOCOL);
         state.neighbours.retain(|n| !ours.contains(&n.ifindex));
         state.fdb.retain(|e| !ours.contains(&e.ifindex));
