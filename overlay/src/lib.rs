@@ -14,6 +14,7 @@ pub mod conflist;
 pub mod controller;
 pub mod dataplane;
 pub mod desired;
+pub mod doctor;
 pub mod explain;
 pub mod file;
 pub mod http;

@@ -1,8 +1,9 @@
 //! The command line.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use podwire_ipam::Dirs;
 
@@ -92,6 +93,19 @@ pub(crate) enum Command {
     /// forwarding entry, and the link between the nodes, to the packet filter's verdict and the agent's probes. It only looks, and
     /// works without the agent. One of the two must be on this node. Exit code 1 if a hop is broken.
     Explain(Explain),
+    /// Watch the packets between two pods as they pass this node
+    ///
+    /// At the pod's interface, the bridge, the VXLAN device and the link between the nodes, with the inner and the outer headers
+    /// side by side, and where a packet was not seen. It sends nothing: have the pods talk meanwhile. One of the two must be on
+    /// this node. With --json one object a line for each packet, then one with the totals. Exit code 1 if no packet was seen, or
+    /// one not everywhere.
+    Trace(Trace),
+    /// Look for everything on this node that keeps, or may keep, pods from reaching each other
+    ///
+    /// Settings of the kernel, rules and routes of other programs, links of the wrong size, leases without interfaces, and what the
+    /// agent reports. Each finding says what is so, why it matters and what to do. Nothing is changed. Exit code 1 if anything but
+    /// notes was found.
+    Doctor(Doctor),
     /// Change which nodes the cluster has
     #[command(subcommand)]
     Node(Node),
@@ -193,6 +207,55 @@ pub(crate) struct Explain {
     /// The same for a UDP datagram
     #[arg(long, value_name = "PORT")]
     pub(crate) udp: Option<u16>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Trace {
+    /// One of the two: an address, NAMESPACE/NAME, a pod's name, or the beginning of a container's id
+    #[arg(value_name = "POD|IP")]
+    pub(crate) from: String,
+
+    /// The other
+    #[arg(value_name = "POD|IP")]
+    pub(crate) to: String,
+
+    /// End after so many packets
+    #[arg(long, short = 'n', value_name = "NUMBER", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) count: u64,
+
+    /// End after so many seconds
+    #[arg(long, short = 't', value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) seconds: u64,
+
+    /// Which addresses, where the two have both; IPv4 if nothing is said
+    #[arg(long, value_name = "FAMILY")]
+    pub(crate) family: Option<Family>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Family {
+    /// IPv4
+    Ipv4,
+    /// IPv6
+    Ipv6,
+}
+
+impl Family {
+    /// Whether an address is of it.
+    pub(crate) fn is(self, address: IpAddr) -> bool {
+        address.is_ipv4() == (self == Self::Ipv4)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// The CNI configuration that podwired writes: others in its directory that come before it are told
+    #[arg(long, value_name = "FILE", default_value = "/etc/cni/net.d/10-podwire.conflist")]
+    pub(crate) conflist: PathBuf,
+
+    /// The bridge of the pods; found by itself where pods run
+    #[arg(long, value_name = "NAME")]
+    pub(crate) bridge: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -3,11 +3,13 @@
 mod agent;
 mod cli;
 mod cluster;
+mod doctor;
 mod explain;
 mod ipam;
 mod node;
 mod output;
 mod show;
+mod trace;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -39,6 +41,8 @@ fn run(cli: &Cli, output: &Output) -> Result<Verdict, Failure> {
         Command::Pods(options) => show::pods(&dirs, options, output),
         Command::Ipam(command) => ipam::run(&dirs, command, output),
         Command::Explain(options) => explain::run(&dirs, options, output),
+        Command::Trace(options) => trace::run(&dirs, options, output),
+        Command::Doctor(options) => doctor::run(&dirs, options, output),
         Command::Node(command) => cluster::node(&dirs, command, output),
         Command::Cluster(command) => cluster::run(&dirs, command, output),
         Command::Completions { shell } => {
