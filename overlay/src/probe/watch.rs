@@ -4,8 +4,8 @@
 //!
 //! ```text
 //! small question ── answered ── is the largest size due? ── search by halves ── well, or too small
-//!        └ 3 × lost ── through a tunnel? ── the same with checksums done by software, in turn with an ordinary one:
-//!              those are answered and these are not, three times ── the card's checksums are broken
+//!        └ 3 × lost, in the round before too ── through a tunnel? ── the same with checksums done by software, in turn
+//!              with an ordinary one: those are answered and these are not, six times ── the card's checksums are broken
 //! ```
 
 use std::sync::Arc;
@@ -19,7 +19,7 @@ const TRIES: u8 = 3;
 /// How often a size is tried before it counts as too large.
 const SIZE_TRIES: u8 = 2;
 /// How many times each of the two kinds of question must agree that checksum offload is broken.
-const AGREEMENTS: u8 = 3;
+const AGREEMENTS: u8 = 6;
 /// How long the largest packet is taken for known, where it is as large as promised.
 const SIZE_LASTS: Duration = Duration::from_secs(600);
 /// The same where it is smaller.
@@ -172,7 +172,8 @@ impl Watch {
                 self.phase = Phase::Reach { lost: lost + 1 };
                 Next::Ask(SMALL)
             }
-            Outcome::Lost if end.tunnel.is_some() && self.switched_off.is_none() => {
+            // A path that was answered last time is rather one that loses packets.
+            Outcome::Lost if end.tunnel.is_some() && self.switched_off.is_none() && self.is_silent() => {
                 self.phase = Phase::Offload { agreed: 0 };
                 Next::Ask(Ask { as_frame: true, answer_as_frame: true, ..SMALL })
             }
@@ -271,6 +272,10 @@ impl Watch {
                 Next::Ask(Ask { as_frame: !as_frame, answer_as_frame: true, ..SMALL })
             }
         }
+    }
+
+    fn is_silent(&self) -> bool {
+        matches!(self.state, PathState::Unreachable | PathState::PeerOffload)
     }
 
     fn unreachable(&mut self) -> Next {
