@@ -72,11 +72,6 @@ impl Connection {
         Ok(Self { client, endpoint: endpoint.to_owned(), root, limit })
     }
 
-    /// With which member.
-    pub(super) fn endpoint(&self) -> &str {
-        &self.endpoint
-    }
-
     /// A failure of this connection.
     pub(super) fn failure(&self, operation: &'static str, why: impl Into<String>) -> Failure {
         Failure { endpoint: self.endpoint.clone(), operation, why: why.into() }
