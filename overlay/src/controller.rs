@@ -137,6 +137,9 @@ pub struct Outcome {
     pub failures: usize,
     /// More than peers would have to change: it was left to a full pass.
     pub was_too_much: bool,
+    /// What it came upon that explains more than the event that it was made for: of a device that is gone the kernel may
+    /// tell last.
+    pub found: Option<Cause>,
 }
 
 /// What to do.
@@ -177,9 +180,10 @@ pub struct Pass {
 }
 
 impl Pass {
-    /// What operations of this pass are counted as: `None` if they follow from a wish.
-    pub fn repairs(&self) -> Option<Cause> {
-        self.causes.first().copied().filter(|_| self.causes.iter().all(|cause| cause.is_repair()))
+    /// What operations of this pass, which came upon that, are counted as: `None` if they follow from a wish.
+    pub fn repairs(&self, found: Option<Cause>) -> Option<Cause> {
+        let is_repair = self.causes.iter().all(|cause| cause.is_repair());
+        self.causes.iter().copied().chain(found).min().filter(|_| is_repair)
     }
 }
 
@@ -293,7 +297,7 @@ impl Controller {
         if pass.full {
             self.look = now + LOOK_EVERY;
         }
-        if let Some(cause) = pass.repairs() {
+        if let Some(cause) = pass.repairs(outcome.found) {
             let repaired = outcome.operations.saturating_sub(outcome.failures);
             if repaired > 0 {
                 *self.counters.repairs.entry(cause).or_default() += repaired as u64;

@@ -254,7 +254,7 @@ proptest! {
         let mut wished = false;
         for (i, (after, event)) in events.into_iter().enumerate() {
             let failures = usize::from(fails[i % fails.len()]);
-            let outcome = Outcome { operations: 1, failures, was_too_much: false };
+            let outcome = Outcome { operations: 1, failures, ..Outcome::default() };
             let end = simulation.now + after as u32 * MS;
             simulation.run_until(end, takes as u32 * MS, outcome);
             let before = simulation.passes.len();

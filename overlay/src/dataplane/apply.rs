@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use podwire_kernel::link::{self, AddrGenMode, LinkChange, LinkRef};
 use podwire_kernel::neighbour;
-use podwire_kernel::{Error, Netlink, Request, addr, route, sysctl};
+use podwire_kernel::route::{self, Nexthop, ROUTE_PROTOCOL, Route};
+use podwire_kernel::{Error, Netlink, Request, addr, sysctl};
 
 use super::pass::kind;
 use crate::desired::{Device, DeviceId, MARK, Via};
@@ -137,9 +138,45 @@ impl<'s> Work<'_, 's> {
         self.applied.operations += self.requests.len();
         let waiting = std::mem::take(&mut self.waiting);
         self.requests.clear();
+        let mut misled = Vec::new();
         for error in failures {
             let step = error.index.and_then(|index| waiting.get(index).copied());
-            if let Some(step) = step.filter(|step| !is_as_wanted(&step.operation, &error)) {
+            match step {
+                Some(step) if is_misled(&step.operation, &error) => misled.push(step),
+                Some(step) if !is_as_wanted(&step.operation, &error) => self.fail(step, error),
+                _ => {}
+            }
+        }
+        if misled.is_empty() { Ok(()) } else { self.lead(&misled) }
+    }
+
+    /// An IPv6 route `via` a VTEP on a device is refused while another route, to a network that the VTEP's address is in,
+    /// leads to another link; `onlink` makes a difference for IPv4 alone. That is so for the very route that is to be
+    /// replaced when packets are no longer to travel directly. So for the moment in which the route is made the VTEP has
+    /// a route of its own.
+    fn lead(&mut self, misled: &[&'s Step]) -> Result<(), Error> {
+        let mut requests = Vec::with_capacity(3 * misled.len());
+        let mut steps = Vec::with_capacity(misled.len());
+        for step in misled {
+            let (Operation::AddRoute(peer) | Operation::ReplaceRoute(peer)) = &step.operation else {
+                continue;
+            };
+            let Some(index) = device(&step.operation).and_then(|device| self.indices.get(&device)) else {
+                continue;
+            };
+            let Some(request) = request(&step.operation, self.indices) else { continue };
+            let vtep = Route {
+                protocol: ROUTE_PROTOCOL,
+                priority: Some(peer.metric),
+                ..Route::new(peer.gateway.into(), vec![Nexthop { gateway: None, oif: Some(*index) }])
+            };
+            requests.extend([route::replace(&vtep), request, route::remove(&vtep)]);
+            steps.push(*step);
+        }
+        for error in self.netlink.apply_all(&requests)? {
+            let Some(index) = error.index else { continue };
+            let step = steps.get(index / 3).copied();
+            if let Some(step) = step.filter(|_| index % 3 == 1) {
                 self.fail(step, error);
             }
         }
@@ -269,6 +306,17 @@ fn is_as_wanted(operation: &Operation, error: &Error) -> bool {
         | Operation::RemoveRoute(_)
         | Operation::RemoveNeighbour { .. }
         | Operation::RemoveFdb { .. } => error.is_missing(),
+        _ => false,
+    }
+}
+
+/// Whether the kernel refused a route because others lead to its next hop by another link.
+fn is_misled(operation: &Operation, error: &Error) -> bool {
+    const EINVAL: i32 = 22;
+    match operation {
+        Operation::AddRoute(route) | Operation::ReplaceRoute(route) => {
+            error.errno == EINVAL && route.gateway.is_ipv6() && matches!(route.via, Via::Device(_))
+        }
         _ => false,
     }
 }

@@ -16,7 +16,7 @@ use super::relevance::{Entries, Ours};
 use super::underlay::{Underlay, facts};
 use super::{Failure, Input, Settings};
 use crate::cluster::topology::{ConfigError, Problem, ProblemKind, Topology};
-use crate::controller::{Known, Pass};
+use crate::controller::{Cause, Known, Pass};
 use crate::desired::{Desired, DeviceId, Local, UnderlayFacts};
 use crate::plan::{Deletes, Observed, Operation, Plan, Step, delta, plan};
 
@@ -61,6 +61,11 @@ pub(super) struct Done {
 impl Done {
     pub(super) fn count(&self) -> usize {
         self.operations.values().sum()
+    }
+
+    /// What explains the rest of what had to be done.
+    pub(super) fn found(&self) -> Option<Cause> {
+        self.operations.contains_key("link").then_some(Cause::Link)
     }
 
     fn add(&mut self, kind: &'static str, count: usize) {

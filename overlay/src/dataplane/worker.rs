@@ -79,6 +79,7 @@ impl Worker {
                         operations: done.count(),
                         failures: done.failures.len(),
                         was_too_much: done.was_too_much,
+                        found: done.found(),
                     };
                     if !outcome.was_too_much {
                         self.report(&pass, done, begun.elapsed());
@@ -179,10 +180,10 @@ impl Worker {
     }
 
     fn report(&mut self, pass: &Pass, done: Done, took: Duration) {
-        let count = done.count();
+        let (count, found) = (done.count(), done.found());
         let Done { operations, failures, lacking, .. } = done;
         let repaired = count.saturating_sub(failures.len());
-        let repairs: Vec<_> = match pass.repairs() {
+        let repairs: Vec<_> = match pass.repairs(found) {
             Some(cause) if repaired > 0 => vec![(cause, repaired)],
             _ => Vec::new(),
         };
@@ -249,7 +250,7 @@ impl Worker {
         if !operations.is_empty() {
             let text = operations.iter().map(|(kind, count)| format!("{kind} {count}"));
             let done = text.collect::<Vec<_>>().join(", ");
-            match pass.repairs() {
+            match pass.repairs(None) {
                 Some(_) => tracing::warn!(because, done, ms, "put back what somebody else had changed"),
                 None => tracing::info!(because, done, ms, "the node's network is changed"),
             }
