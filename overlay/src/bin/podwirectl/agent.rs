@@ -118,15 +118,13 @@ impl Agent {
             Ok((status, body.to_bytes()))
         };
         tokio::pin!(exchange, connection);
-        loop {
-            tokio::select! {
-                answer = &mut exchange => return answer,
-                // What it sent may still have to be read.
-                ended = &mut connection => match ended {
-                    Ok(()) => return exchange.await,
-                    Err(error) => return Err(broken(error)),
-                },
-            }
+        tokio::select! {
+            answer = &mut exchange => answer,
+            // What it sent may still have to be read.
+            ended = &mut connection => match ended {
+                Ok(()) => exchange.await,
+                Err(error) => Err(broken(error)),
+            },
         }
     }
 

@@ -157,7 +157,6 @@ fn files(dir: &Path, ending: &str) -> Vec<PathBuf> {
     files
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it stands in a chain of iterators")]
 fn read(path: PathBuf) -> Option<String> {
     fs::read_to_string(path).ok()
 }
@@ -166,7 +165,7 @@ fn read(path: PathBuf) -> Option<String> {
 fn setting<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     let lines = text.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';']));
     let of_key = lines.filter_map(|line| line.split_once('=')).filter(|(found, _)| found.trim() == key);
-    of_key.map(|(_, value)| value.trim()).last()
+    of_key.map(|(_, value)| value.trim()).next_back()
 }
 
 #[cfg(test)]
