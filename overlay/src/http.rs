@@ -26,6 +26,9 @@ use tokio::time::timeout;
 
 use crate::status::ActionAnswer;
 
+/// The control socket's name in the run directory.
+pub const SOCKET: &str = "podwired.sock";
+
 /// How many clients are served at once; more wait in the socket's queue.
 const CLIENTS: usize = 32;
 

@@ -28,7 +28,7 @@ pub struct Pass {
     pub is_in: bool,
     /// What failed, where it is not.
     pub failure: Option<String>,
-    /// What plugins should know of the node; without a word on whether pods are taken.
+    /// What plugins should know of the node; without the cluster's ranges, and whether pods are taken.
     pub node: Option<NodeConfig>,
 }
 
@@ -273,12 +273,15 @@ impl Member {
             Some(node) if self.is_from_disk() || self.was_ready => Some(node),
             _ => None,
         };
+        let ranges = self.snapshot.iter().flat_map(|snapshot| &snapshot.config.ranges);
+        let cluster_ranges = ranges.map(|range| range.range).collect();
         match (node, refuse) {
-            (Some(node), refuse) => Some(NodeConfig { refuse, ..node }),
+            (Some(node), refuse) => Some(NodeConfig { refuse, cluster_ranges, ..node }),
             (None, Some(refuse)) => Some(NodeConfig {
                 subnets: membership.subnets.clone(),
+                cluster_ranges,
                 refuse: Some(refuse),
-                ..Default::default()
+                ..NodeConfig::default()
             }),
             (None, None) => None,
         }

@@ -222,6 +222,9 @@ pub struct PeerStatus {
     /// Whether it is this node.
     #[serde(default)]
     pub is_self: bool,
+    /// Whether it is connected to the store; `None` where the store cannot tell.
+    #[serde(default)]
+    pub is_present: Option<bool>,
     /// What is made of it.
     pub state: PeerState,
     /// How packets get to each of its subnets.

@@ -111,6 +111,7 @@ struct Pass {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PassResult {
     scope: Scope,
+    cause: &'static str,
     outcome: Outcome,
 }
 
@@ -233,11 +234,15 @@ impl Telemetry {
     }
 
     /// A pass has ended: over everything, or over one peer's change.
-    pub fn pass(&self, is_full: bool, is_ok: bool, took: Duration) {
+    pub fn pass(&self, cause: &'static str, is_full: bool, is_ok: bool, took: Duration) {
         let scope = if is_full { Scope::full } else { Scope::peer };
         self.0.pass_duration.get_or_create(&Pass { scope }).observe(took.as_secs_f64());
-        self.0.passes.get_or_create(&PassResult { scope, outcome: Outcome::of(is_ok) }).inc();
-        self.0.in_sync.set(i64::from(is_ok));
+        self.0.passes.get_or_create(&PassResult { scope, cause, outcome: Outcome::of(is_ok) }).inc();
+    }
+
+    /// Whether the kernel is as it should be.
+    pub fn in_sync(&self, is_in_sync: bool) {
+        self.0.in_sync.set(i64::from(is_in_sync));
     }
 
     /// So many changes of one kind were made in the kernel (link, address, neighbour, fdb, route, rules, sysctl), and so
@@ -380,14 +385,14 @@ impl Inner {
             convergence.clone(),
         );
         registry.register_with_unit(
-            "dataplane_pass_duration",
+            "pass_duration",
             "How long a comparison with the kernel took, with its repairs",
             seconds(),
             pass_duration.clone(),
         );
         registry.register(
-            "dataplane_passes",
-            "Comparisons with the kernel, by whether all was right at the end",
+            "passes",
+            "Comparisons with the kernel, by what led to them and whether something failed",
             passes.clone(),
         );
         registry.register("dataplane_operations", "Changes made in the kernel", operations.clone());
@@ -450,7 +455,7 @@ mod tests {
     fn names_units_and_labels_are_those_that_dashboards_are_built_on() {
         let telemetry = Telemetry::new("1.2.3");
         telemetry.converged(Duration::from_millis(3));
-        telemetry.pass(true, false, Duration::from_millis(30));
+        telemetry.pass("route", true, false, Duration::from_millis(30));
         telemetry.operations("route", 5, 1);
         telemetry.repaired("route", 2);
         telemetry.peers(&PeerCounts { total: 4, tunnel: 2, direct: 1, unreachable: 0, left_out: 1 });
@@ -470,8 +475,8 @@ mod tests {
             r#"podwire_build_info{version="1.2.3"} 1"#,
             "podwire_convergence_seconds_count 1",
             r#"podwire_convergence_seconds_bucket{le="0.005"} 1"#,
-            r#"podwire_dataplane_pass_duration_seconds_count{scope="full"} 1"#,
-            r#"podwire_dataplane_passes_total{scope="full",outcome="failed"} 1"#,
+            r#"podwire_pass_duration_seconds_count{scope="full"} 1"#,
+            r#"podwire_passes_total{scope="full",cause="route",outcome="failed"} 1"#,
             r#"podwire_dataplane_operations_total{kind="route",outcome="ok"} 5"#,
             r#"podwire_dataplane_operations_total{kind="route",outcome="failed"} 1"#,
             r#"podwire_repairs_total{cause="route"} 2"#,

@@ -113,8 +113,17 @@ impl Member {
     /// # Errors
     /// If it is not; its log is in the message.
     pub fn start_agent_under(&mut self, wrapper: &[&str]) -> Result<()> {
-        self.agent = Some(Podwired::spawn_under(&self.node, wrapper, &[])?);
+        self.spawn_agent_under(wrapper)?;
         self.agent_mut()?.wait_until_ready(READY)
+    }
+
+    /// Starts its agent as the argument of another program, and waits for nothing.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn spawn_agent_under(&mut self, wrapper: &[&str]) -> Result<()> {
+        self.agent = Some(Podwired::spawn_under(&self.node, wrapper, &[])?);
+        Ok(())
     }
 
     /// Starts its agent and waits until it is ready.

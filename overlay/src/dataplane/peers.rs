@@ -82,6 +82,7 @@ pub(super) fn peers(
         PeerStatus {
             record: (**record).clone(),
             is_self,
+            is_present: None,
             state,
             paths: path.map(|path| paths(path, underlay)).unwrap_or_default(),
             problems,

@@ -36,6 +36,7 @@ fn peer(name: &str, subnet: &str, own: &str) -> PeerStatus {
             ..NodeRecord::default()
         },
         is_self: false,
+        is_present: None,
         state: PeerState::Tunnel,
         paths: Vec::new(),
         problems: Vec::new(),

@@ -84,6 +84,7 @@ fn remembered_peer(record: &NodeRecord, is_self: bool) -> PeerStatus {
     PeerStatus {
         record: record.clone(),
         is_self,
+        is_present: None,
         state: if is_self { PeerState::Own } else { PeerState::Tunnel },
         paths: Vec::new(),
         problems: Vec::new(),

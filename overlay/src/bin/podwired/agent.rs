@@ -8,24 +8,47 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
 
 use podwire_attach::step::step;
 use podwire_ipam::{Dirs, Engine, Lock, Vantage};
 use podwire_kernel::nft::NftEvents;
+use podwire_overlay::config::Resolved;
+use podwire_overlay::http;
+use podwire_overlay::telemetry::Telemetry;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
 use crate::changes;
+use crate::cluster;
+use crate::control::{Control, serve_public};
+use crate::counts::Counts;
 use crate::links::Links;
+use crate::log;
+use crate::node::Node;
 use crate::notify;
+use crate::reload::reload;
 use crate::rules::{Cause, Rules};
 use crate::serve::{self, Removing, Service};
+use crate::watchdog;
 use crate::writer::{Task, Writer};
 
+/// How the agent is told to run, and how to find out again.
+pub(crate) struct Setup {
+    pub(crate) dirs: Dirs,
+    pub(crate) resolved: Resolved,
+    /// Reads the configuration once more.
+    pub(crate) again: Box<dyn Fn() -> Result<Resolved, String>>,
+    pub(crate) level: log::Level,
+}
+
 /// Serves until SIGTERM or SIGINT.
-pub(crate) fn run(dirs: &Dirs) -> Result<(), String> {
+pub(crate) fn run(setup: Setup) -> Result<(), String> {
+    let dirs = setup.dirs.clone();
+    let dirs = &dirs;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -35,7 +58,7 @@ pub(crate) fn run(dirs: &Dirs) -> Result<(), String> {
         let links = Links::open().map_err(|error| format!("cannot watch the node's links: {error}"))?;
         (links, NftEvents::open())
     };
-    let socket = Socket::bind(dirs)?;
+    let socket = Socket::bind(dirs, dirs.socket())?;
 
     tracing::info!(state = %dirs.state.display(), "waiting to be the one that gives addresses");
     let (lock, wanted) = Lock::wait(dirs).map_err(|error| error.chain())?;
@@ -48,11 +71,12 @@ pub(crate) fn run(dirs: &Dirs) -> Result<(), String> {
     let leases = engine.pool().leases().count();
     let (unfinished, to_finish) = mpsc::unbounded_channel();
     let (ended, writer_ended) = oneshot::channel();
+    let telemetry = Telemetry::new(env!("CARGO_PKG_VERSION"));
     let (rules, jobs) = Rules::new();
     let no_thread = |error| format!("cannot start a thread: {error}");
     let (writer, thread) = Writer::start(engine, rules.clone(), unfinished, ended).map_err(no_thread)?;
     let (ended, keeper_ended) = oneshot::channel();
-    let keeper = jobs.start(writer.clone(), ended).map_err(no_thread)?;
+    let keeper = jobs.start(writer.clone(), telemetry.clone(), ended).map_err(no_thread)?;
     let socket = socket.publish()?;
     drop(wanted);
     step("agent-serves");
@@ -64,6 +88,7 @@ pub(crate) fn run(dirs: &Dirs) -> Result<(), String> {
             links: links.clone(),
             rules: rules.clone(),
             removing: Removing::default(),
+            counts: Counts::new(telemetry.clone()),
         };
         spawn_local(links.listen(events));
         match changes {
@@ -73,7 +98,10 @@ pub(crate) fn run(dirs: &Dirs) -> Result<(), String> {
         }
         rules.changed(Cause::Start);
         spawn_local(serve::finish(service.clone(), to_finish));
-        serve_until_told(socket, service, writer_ended, keeper_ended).await
+        let Setup { dirs, resolved, again, level } = setup;
+        let node = Node::new(dirs, resolved, writer.clone(), rules.clone(), telemetry);
+        let threads = Threads { writer_ended, keeper_ended };
+        serve_until_told(socket, service, node, Reload { again, level }, threads).await
     });
     // It asks the writer.
     rules.stop();
@@ -87,11 +115,24 @@ pub(crate) fn run(dirs: &Dirs) -> Result<(), String> {
     Ok(())
 }
 
+/// What is needed for SIGHUP.
+struct Reload {
+    again: Box<dyn Fn() -> Result<Resolved, String>>,
+    level: log::Level,
+}
+
+/// Told when they end, however they do.
+struct Threads {
+    writer_ended: oneshot::Receiver<()>,
+    keeper_ended: oneshot::Receiver<()>,
+}
+
 async fn serve_until_told(
     socket: Published,
     service: Service,
-    writer_ended: oneshot::Receiver<()>,
-    keeper_ended: oneshot::Receiver<()>,
+    node: Rc<Node>,
+    again: Reload,
+    threads: Threads,
 ) -> Result<(), String> {
     let failed = |error: io::Error| format!("cannot serve: {error}");
     let mut signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
@@ -100,7 +141,11 @@ async fn serve_until_told(
     let Published { listener, path } = socket;
     let serving = serve::serve(UnixListener::from_std(listener).map_err(failed)?, service, ending);
     tokio::pin!(serving);
+    // Not when the node is ready for pods from elsewhere: runtimes wait for this, and the cluster's store may be one of
+    // the pods that they are to start.
     notify::ready();
+    let beside = Beside::start(&node, again);
+    let Threads { writer_ended, keeper_ended } = threads;
     tokio::select! {
         () = &mut serving => {}
         () = told(terminate, interrupt) => {}
@@ -116,8 +161,70 @@ async fn serve_until_told(
         tracing::warn!(%error, socket = %path.display(), "cannot remove the socket");
     }
     let _ = end.send(true);
-    serving.await;
+    // Both at once: plugins wait for the lock.
+    tokio::join!(serving, beside.end());
     Ok(())
+}
+
+/// What the agent does beside its service of addresses, which none of it may stop.
+struct Beside {
+    control: Option<PathBuf>,
+    cluster: Option<JoinHandle<()>>,
+    end: watch::Sender<bool>,
+}
+
+impl Beside {
+    fn start(node: &Rc<Node>, again: Reload) -> Self {
+        let control = match control(node) {
+            Ok(path) => Some(path),
+            Err(error) => {
+                tracing::error!("podwirectl will find no agent: {error}");
+                None
+            }
+        };
+        let config = node.config();
+        let (address, addresses) = watch::channel(config.telemetry.listen);
+        spawn_local(serve_public(Rc::clone(node), addresses));
+        spawn_local(watchdog::watch(Rc::clone(node)));
+        let peers = Arc::new(Notify::new());
+        let (end, ending) = watch::channel(false);
+        let cluster = config.cluster.is_some().then(|| {
+            let part = cluster::run(Rc::clone(node), Arc::clone(&peers), ending);
+            spawn_local(part)
+        });
+        let node = Rc::clone(node);
+        spawn_local(async move {
+            let Ok(mut hangup) = signal(SignalKind::hangup()) else {
+                tracing::error!("cannot hear SIGHUP");
+                return;
+            };
+            while hangup.recv().await.is_some() {
+                reload(&node, &again.again, &again.level, &address);
+                peers.notify_one();
+            }
+        });
+        Self { control, cluster, end }
+    }
+
+    async fn end(self) {
+        if let Some(path) = self.control
+            && let Err(error) = fs::remove_file(&path)
+        {
+            tracing::warn!(%error, socket = %path.display(), "cannot remove the control socket");
+        }
+        let _ = self.end.send(true);
+        if let Some(cluster) = self.cluster {
+            let _ = cluster.await;
+        }
+    }
+}
+
+/// Serves administrators.
+fn control(node: &Rc<Node>) -> Result<PathBuf, String> {
+    let socket = Socket::bind(&node.dirs, node.dirs.run.join(http::SOCKET))?.publish()?;
+    let listener = UnixListener::from_std(socket.listener).map_err(|error| error.to_string())?;
+    spawn_local(http::serve_unix(listener, Rc::new(Control(Rc::clone(node)))));
+    Ok(socket.path)
 }
 
 async fn told(terminate: &mut Signal, interrupt: &mut Signal) {
@@ -141,9 +248,8 @@ struct Published {
 }
 
 impl Socket {
-    fn bind(dirs: &Dirs) -> Result<Self, String> {
+    fn bind(dirs: &Dirs, path: PathBuf) -> Result<Self, String> {
         dirs.make_run().map_err(|error| error.chain())?;
-        let path = dirs.socket();
         let prefix = format!("{}.new-", path.file_name().unwrap_or_default().to_string_lossy());
         clear(&dirs.run, &prefix);
         // A second agent waits for the lock with a socket of its own.

@@ -160,11 +160,14 @@ pub(crate) enum Command {
     /// Look at the addresses of this node's pods
     #[command(subcommand)]
     Ipam(Ipam),
-    /// Remove what podwire has in the node's packet filter
+    /// Remove what podwire has made on this node, apart from pods
     ///
-    /// Its own tables (inet podwire, bridge podwire) and the accept rules that it has put into other programs' forward
-    /// chains. For uninstalling: pods that still run lose their host ports, their masquerade and their checks. The agent
-    /// must not run, it would put everything back; so does the next ADD of a pod.
+    /// The CNI configuration that the agent wrote, what it told plugins, its VXLAN devices and routes, tables inet podwire,
+    /// bridge podwire and inet podwire-node, its accept rules in other programs' forward chains, and the bridge if no pod is on
+    /// it. For uninstalling: pods that still run are cut off from other nodes, and lose their host ports, their masquerade
+    /// and their checks. The agent must not run, it would put everything back. Run twice, it finds nothing more to do. The
+    /// store of addresses and the node's identity stay; so does its part in a cluster that meets in etcd, which
+    /// "podwirectl node rm" on another node ends.
     Cleanup,
     /// Print the completions for a shell
     ///

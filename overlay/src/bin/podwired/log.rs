@@ -8,7 +8,6 @@ pub(crate) struct Level(Box<dyn Fn(EnvFilter) -> Result<(), String>>);
 
 impl Level {
     /// Logs this from now on.
-    #[expect(dead_code, reason = "for when the configuration is read again")]
     pub(crate) fn set(&self, level: &str) -> Result<(), String> {
         self.0(filter(level)?)
     }

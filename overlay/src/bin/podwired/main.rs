@@ -4,13 +4,19 @@ mod agent;
 mod changes;
 mod check;
 mod cli;
+mod cluster;
 mod commands;
+mod control;
+mod counts;
 mod links;
 mod log;
+mod node;
 mod notify;
+mod reload;
 mod rules;
 mod serve;
 mod upcoming;
+mod watchdog;
 mod writer;
 
 use std::io::Write;
@@ -35,17 +41,18 @@ fn run(cli: cli::Cli) -> Result<(), String> {
     match cli.task() {
         cli::Command::Run => {
             let settings = settings()?;
-            // Nothing changes it yet.
-            let _level = log::begin(&settings.config.log)?;
+            let level = log::begin(&settings.config.log)?;
             for notice in &settings.notices {
                 tracing::warn!("{notice}");
             }
-            agent::run(&cli::dirs(&settings.config))
+            let dirs = cli::dirs(&settings.config);
+            let again = Box::new(move || cli.settings().map_err(|errors| check::told(&errors)));
+            agent::run(agent::Setup { dirs, resolved: settings, again, level })
         }
         cli::Command::Check(options) => check::check(&cli, &options),
         cli::Command::Ipam(cli::Ipam::List(options)) => commands::list(&dirs()?, &options),
         cli::Command::Ipam(cli::Ipam::Export(options)) => commands::export(&dirs()?, &options),
-        cli::Command::Cleanup => commands::cleanup(&dirs()?),
+        cli::Command::Cleanup => commands::cleanup(&settings()?.config),
         cli::Command::Completions { shell } => commands::completions(shell),
     }
 }

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 /// Tells systemd, if it is there, that plugins are served now.
 pub(crate) fn ready() {
@@ -13,6 +14,24 @@ pub(crate) fn ready() {
 /// Tells systemd that the end has begun.
 pub(crate) fn stopping() {
     tell("STOPPING=1");
+}
+
+/// One line for `systemctl status`.
+pub(crate) fn status(line: &str) {
+    // A message ends at its line's end.
+    tell(&format!("STATUS={}", line.replace(['\n', '\r'], " ")));
+}
+
+/// Tells systemd's watchdog that the agent lives.
+pub(crate) fn alive() {
+    tell("WATCHDOG=1");
+}
+
+/// How often systemd's watchdog wants to hear from this process; `None` if it does not.
+pub(crate) fn watchdog() -> Option<Duration> {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    let is_for_us = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+    number("WATCHDOG_USEC").filter(|usec| is_for_us && *usec > 0).map(Duration::from_micros)
 }
 
 fn tell(state: &str) {

@@ -22,6 +22,7 @@ use podwire_ipam::{Lease, had_no_rules, remove_rules};
 use podwire_kernel::Netlink;
 use podwire_kernel::link::LinkRef;
 use podwire_kernel::nft::Nft;
+use podwire_overlay::telemetry::Telemetry;
 use tokio::sync::oneshot;
 
 use crate::writer::Writer;
@@ -101,6 +102,7 @@ impl Epoch {
 enum Job {
     Remove { leases: Vec<Lease>, done: oneshot::Sender<Result<(), String>> },
     Repair(Cause, Option<oneshot::Sender<Result<(), String>>>),
+    Ping(oneshot::Sender<()>),
     Stop,
 }
 
@@ -149,6 +151,13 @@ impl Rules {
         heard.await.unwrap_or_else(|_| Err("the agent is about to end: try again".to_owned()))
     }
 
+    /// Answered when the thread comes to it.
+    pub(crate) fn ping(&self) -> oneshot::Receiver<()> {
+        let (answer, heard) = oneshot::channel();
+        self.send(Job::Ping(answer));
+        heard
+    }
+
     /// Ends the thread when all before is done.
     pub(crate) fn stop(&self) {
         self.send(Job::Stop);
@@ -170,7 +179,12 @@ impl Jobs {
     /// Starts the thread, in the caller's network namespace. Its name begins with `podwire`: by that the watch knows what
     /// it does from what others do.
     /// `ended` is dropped when it ends, however it does.
-    pub(crate) fn start(self, writer: Writer, ended: oneshot::Sender<()>) -> std::io::Result<JoinHandle<()>> {
+    pub(crate) fn start(
+        self,
+        writer: Writer,
+        telemetry: Telemetry,
+        ended: oneshot::Sender<()>,
+    ) -> std::io::Result<JoinHandle<()>> {
         let Self { rules, queue } = self;
         thread::Builder::new().name("podwired-rules".to_owned()).spawn(move || {
             let _ended = ended;
@@ -178,6 +192,7 @@ impl Jobs {
             Keeper {
                 rules,
                 writer,
+                telemetry,
                 nft: None,
                 due: None,
                 look: now + LOOK_EVERY,
@@ -200,6 +215,7 @@ struct Due {
 struct Keeper {
     rules: Rules,
     writer: Writer,
+    telemetry: Telemetry,
     /// Opened with the first use: a node whose pods ask for nothing needs no packet filter at all.
     nft: Option<Nft>,
     due: Option<Due>,
@@ -223,6 +239,7 @@ impl Keeper {
                     let _ = done.send(removed);
                 }
                 Ok(Job::Repair(cause, waiting)) => self.plan(cause, waiting),
+                Ok(Job::Ping(answer)) => drop(answer.send(())),
                 Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -298,6 +315,8 @@ impl Keeper {
             Ok(Some(repaired)) if !repaired.is_clean() => {
                 let ms = begun.elapsed().as_millis();
                 let Repaired { skeletons, added, removed, chains, forwards } = repaired;
+                let count = [skeletons, added, removed, chains, forwards].iter().map(|n| *n as u64).sum();
+                self.telemetry.repaired("pod-rules", count);
                 tracing::warn!(cause, skeletons, added, removed, chains, forwards, ms, "rules put in order");
             }
             Ok(_) => {}

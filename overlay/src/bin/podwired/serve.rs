@@ -19,6 +19,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
+use crate::counts::Counts;
 use crate::links::{Links, Slot};
 use crate::rules::{Cause, Rules};
 use crate::writer::{Leftover, Reply, Task, Writer, has_hung_up};
@@ -42,6 +43,7 @@ pub(crate) struct Service {
     pub(crate) links: Links,
     pub(crate) rules: Rules,
     pub(crate) removing: Removing,
+    pub(crate) counts: Counts,
 }
 
 /// Whose DEL is under way.
@@ -187,6 +189,7 @@ async fn answer(request: Request, stream: &Arc<UnixStream>, service: &Service) -
     };
     // A task of its own: what has been begun is finished, also if the answer comes too late or nobody hears it.
     let (task_stream, task_service) = (Arc::clone(stream), service.clone());
+    let counted = service.counts.begin(&op);
     let work = spawn_local(async move { carry_out(op, &task_stream, &task_service).await });
     let result = match timeout(deadline, work).await {
         Ok(Ok(result)) => result?,
@@ -196,6 +199,7 @@ async fn answer(request: Request, stream: &Arc<UnixStream>, service: &Service) -
             Err(failure("timeout", &what, true))
         }
     };
+    service.counts.end(counted, result.is_ok());
     let outcome = match result {
         Ok(answer) => Outcome::Ok(answer),
         Err(failure) => {

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use podwire_attach::{OwnerId, step::step};
 use podwire_ipam::service::{Answer, Failure, Op};
-use podwire_ipam::{Batch, Engine, Error, GcPlan, Lease, LeaseState, WantedRules, may_have_rules};
+use podwire_ipam::{
+    Batch, Engine, Error, GcPlan, Lease, LeaseState, RangeSet, SetUsage, WantedRules, may_have_rules,
+};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
@@ -49,8 +51,21 @@ pub(crate) enum Task {
     Knows(OwnerId, Sender<bool>),
     /// Whether that lease, of that generation, is still to be ended.
     IsDeleting(OwnerId, u64, oneshot::Sender<bool>),
+    /// What pods have, and how much of these range sets of a network is in use.
+    Survey(String, Vec<RangeSet>, oneshot::Sender<Survey>),
+    /// A sign of life.
+    Ping(oneshot::Sender<()>),
     /// Carry out what is queued before it, and end.
     Stop,
+}
+
+/// What there is at one moment.
+#[derive(Debug, Default)]
+pub(crate) struct Survey {
+    /// All networks' leases.
+    pub(crate) leases: Vec<Lease>,
+    /// One for each range set that was asked for.
+    pub(crate) usage: Vec<SetUsage>,
 }
 
 /// What a sweep has found that is to be removed.
@@ -130,6 +145,13 @@ impl Writer {
         let (answer, heard) = channel();
         self.send(Task::Knows(owner, answer));
         heard.recv().unwrap_or(true)
+    }
+
+    /// What pods have, and how much of a network's range sets is in use; `None` if the thread has ended.
+    pub(crate) async fn survey(&self, network: &str, sets: Vec<RangeSet>) -> Option<Survey> {
+        let (answer, heard) = oneshot::channel();
+        self.send(Task::Survey(network.to_owned(), sets, answer));
+        heard.await.ok()
     }
 
     /// Queues a task.
@@ -216,6 +238,7 @@ impl State {
         let mut waiting: Vec<Waiting> = Vec::new();
         let mut reads = Vec::new();
         let mut questions = Vec::new();
+        let mut surveys = Vec::new();
         let mut removing = Vec::new();
         let Self { engine, upcoming, .. } = self;
         let committed = engine.batch(|batch| {
@@ -253,6 +276,8 @@ impl State {
                         owners.into_iter().for_each(|owner| batch.rules_removed(owner));
                     }
                     Task::WantedRules(answer) => questions.push(answer),
+                    Task::Survey(network, sets, answer) => surveys.push((network, sets, answer)),
+                    Task::Ping(answer) => drop(answer.send(())),
                     Task::Knows(owner, answer) => {
                         let _ = answer.send(batch.pool().lease(owner).is_some());
                     }
@@ -278,6 +303,10 @@ impl State {
                 Some(fail(&error))
             }
         };
+        for (network, sets, answer) in surveys {
+            let leases = self.engine.pool().leases().cloned().collect();
+            let _ = answer.send(Survey { leases, usage: self.engine.usage(&network, &sets) });
+        }
         for answer in questions {
             let _ = answer.send(WantedRules::of(self.engine.pool().leases()));
         }

@@ -8,6 +8,7 @@ use podwire_ipam::{Dirs, Ends, Engine, Lock, Reserve, Vantage};
 use podwire_kernel::link::{self, LinkChange, LinkRef, VethSpec};
 use podwire_kernel::nft::NftEvents;
 use podwire_kernel::{Netlink, Netns};
+use podwire_overlay::telemetry::Telemetry;
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
@@ -88,12 +89,15 @@ fn with_store<T, F: Future<Output = ()>>(
         let (rules, jobs) = Rules::new();
         let (writer, thread) = Writer::start(engine, rules.clone(), unfinished, ended).unwrap();
         let (ended, _keeper_ended) = oneshot::channel();
-        let keeper = jobs.start(writer.clone(), ended).unwrap();
+        let telemetry = Telemetry::new("test");
+        let keeper = jobs.start(writer.clone(), telemetry.clone(), ended).unwrap();
         LocalSet::new().block_on(&runtime, async {
             spawn_local(links.clone().listen(events));
             spawn_local(changes::mind(rules.clone(), changes));
             let removing = Removing::default();
-            work(Service { writer: writer.clone(), links, rules: rules.clone(), removing }, stored).await;
+            let counts = Counts::new(telemetry);
+            work(Service { writer: writer.clone(), links, rules: rules.clone(), removing, counts }, stored)
+                .await;
             rules.stop();
             writer.send(Task::Stop);
             timeout(DEADLINE, writer_ended).await.expect("the thread's end is heard of").unwrap_err();

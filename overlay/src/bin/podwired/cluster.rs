@@ -1,0 +1,709 @@
+//! The node's part in its cluster: store, overlay thread, memory, and what plugins and runtimes are told.
+//!
+//! ```text
+//! store task ─▶ Member ─▶ overlay thread ─▶ kernel
+//!    ▲            │ ◀── reports ──┘
+//!    └ announcement, pods?         └▶ node.json, conflist, cluster.json, systemd
+//! ```
+//! It runs beside the service of addresses and never stops it: whatever fails here is said and tried again, and pods of this
+//! node go on to start.
+
+mod outcome;
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use podwire_ipam::{Dirs, NodeConfig};
+use podwire_kernel::clock;
+use podwire_overlay::cluster::Snapshot;
+use podwire_overlay::config::{Config, Store};
+use podwire_overlay::conflist::{self, Written};
+use podwire_overlay::dataplane::{Input, Overlay, Report, Settings};
+use podwire_overlay::identity;
+use podwire_overlay::member::{Member, Memorable};
+use podwire_overlay::remembered::{Memory, Recollection};
+use podwire_overlay::store::etcd::{EtcdSettings, EtcdStore, Timing};
+use podwire_overlay::store::file::FileStore;
+use podwire_overlay::store::{
+    Action, Announcement, ClusterStore, Command, Identity, Membership, Remembered, StoreContext, StoreEvent,
+};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use crate::node::{Node, boot_time};
+use crate::notify;
+
+/// How long it takes until what could not be begun is tried again.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// How often time is looked at, and what has failed is replaced.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How often pods and files are looked at, in ticks.
+const LOOK_TICKS: u64 = 10;
+
+/// How long changes are collected before the memory is written: with thousands of nodes it is megabytes.
+const REMEMBER_EVERY: Duration = Duration::from_secs(30);
+
+/// How often the time of the last contact is written where it matters, which is for hours.
+const CONTACT_EVERY: Duration = Duration::from_secs(600);
+
+/// How long the store has for its farewell.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// Is the node's part in the cluster until told to end, and begins anew whenever that fails.
+pub(crate) async fn run(node: Rc<Node>, reload: Arc<Notify>, mut ending: watch::Receiver<bool>) {
+    loop {
+        let part = part(Rc::clone(&node), Arc::clone(&reload), ending.clone());
+        let failure = match spawn_local(part).await {
+            Ok(Ok(())) => return,
+            Ok(Err(failure)) => failure,
+            // A panic, which the log has.
+            Err(_) => {
+                "the part of the agent that looks after the cluster failed; its log says more".to_owned()
+            }
+        };
+        tracing::error!("{failure}; pods of this node are served on; trying again in {} s", AGAIN.as_secs());
+        let overlay = {
+            let mut cluster = node.cluster.borrow_mut();
+            cluster.commands = None;
+            cluster.failure = Some(failure);
+            cluster.overlay.take()
+        };
+        stop(overlay).await;
+        tokio::select! {
+            () = sleep(AGAIN) => {}
+            _ = ending.wait_for(|ends| *ends) => return,
+        }
+    }
+}
+
+/// What has to be there before the node can have a part.
+async fn part(node: Rc<Node>, reload: Arc<Notify>, mut ending: watch::Receiver<bool>) -> Result<(), String> {
+    let config = node.config();
+    let boot = clock::boot_id().map_err(|error| error.to_string())?;
+    let mut notices = Vec::new();
+    let identity = identity::load(&config.state_dir, &config.node_name, boot, &mut notices)
+        .map_err(|error| format!("this node has no identity: {error}"))?;
+    let (memory, recollection) = Memory::load(&config.state_dir, &identity, &mut notices);
+    notices.iter().for_each(|notice| tracing::warn!("{notice}"));
+    if recollection.is_none() {
+        refuse_what_nobody_knows(&node.dirs, &config.network.name);
+    }
+    let mut part = Part::begin(node, identity, memory, recollection, reload)?;
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks: u64 = 0;
+    loop {
+        part.settle();
+        tokio::select! {
+            event = part.events.recv(), if part.has_store => match event {
+                Some(event) => part.hear(event).await,
+                None => part.store_ended().await,
+            },
+            report = part.reports.recv(), if part.has_overlay => match report {
+                Some(report) => part.passed(report),
+                None => part.overlay_ended().await,
+            },
+            _ = tick.tick() => {
+                part.tick(ticks).await;
+                ticks += 1;
+            }
+            () = part.node.reloaded.notified() => part.reloaded().await,
+            _ = ending.wait_for(|ends| *ends) => break,
+        }
+    }
+    part.end().await;
+    Ok(())
+}
+
+/// An agent that remembers nothing must not leave standing what an earlier one said: the subnets may be others' by now.
+fn refuse_what_nobody_knows(dirs: &Dirs, network: &str) {
+    match NodeConfig::read(dirs, network) {
+        Ok(None) => {}
+        Ok(Some(node)) if node.refuse.is_some() => {}
+        found => {
+            let mut node = found.ok().flatten().unwrap_or_default();
+            node.refuse = Some("the agent does not know yet whether these are still its subnets".to_owned());
+            match node.write(dirs, network) {
+                Ok(_) => {
+                    tracing::warn!("nothing is remembered of the cluster: no new pods before it has answered")
+                }
+                Err(error) => tracing::error!("{}", error.chain()),
+            }
+        }
+    }
+}
+
+/// See the module.
+struct Part {
+    node: Rc<Node>,
+    config: Config,
+    identity: Identity,
+    memory: Memory,
+    reload: Arc<Notify>,
+    events: mpsc::Receiver<StoreEvent>,
+    store: JoinHandle<()>,
+    /// Whether the store's task runs; one that has failed is replaced at the next tick.
+    has_store: bool,
+    reports: mpsc::UnboundedReceiver<Report>,
+    /// The same for the overlay's thread.
+    has_overlay: bool,
+    announcement: watch::Sender<Announcement>,
+    has_pods: watch::Sender<bool>,
+    /// The number of what the overlay thread was last told.
+    sent: u64,
+    /// What plugins were last told.
+    told: Option<NodeConfig>,
+    was_ready: bool,
+    line: String,
+    memorized: Memorized,
+}
+
+/// What stands in the memory.
+#[derive(Default)]
+struct Memorized {
+    last: Option<Memorable>,
+    at: Option<Instant>,
+    writing: Option<JoinHandle<()>>,
+}
+
+impl Part {
+    fn begin(
+        node: Rc<Node>,
+        identity: Identity,
+        memory: Memory,
+        recollection: Option<Recollection>,
+        reload: Arc<Notify>,
+    ) -> Result<Self, String> {
+        let config = node.config();
+        let (reporter, reports) = mpsc::unbounded_channel();
+        let overlay = Overlay::start(settings(&config), reporter)
+            .map_err(|error| format!("cannot start the overlay's thread: {error}"))?;
+        let store = open(&config, &reload)?;
+        let description = store.describe();
+        let member =
+            Member::new(description.clone(), identity.boot.clone(), recollection.as_ref(), boot_time());
+        match &recollection {
+            Some(Recollection { remembered, .. }) => tracing::info!(
+                store = description,
+                subnets = listed(&remembered.membership),
+                nodes = remembered.snapshot.nodes.len(),
+                "starting from what is remembered, until the store answers"
+            ),
+            None => tracing::info!(store = description, "joining the cluster"),
+        }
+        {
+            let mut cluster = node.cluster.borrow_mut();
+            cluster.identity = Some(identity.clone());
+            cluster.member = Some(member);
+            cluster.overlay = Some(overlay);
+            cluster.failure = None;
+        }
+        let (announcement, _) = watch::channel(Announcement::default());
+        // Until it has been looked: a fenced node must not take other subnets while pods have the old ones.
+        let (has_pods, _) = watch::channel(true);
+        let remembered = recollection.map(|recollection| recollection.remembered);
+        let (events, store) = begin_store(&node, store, &identity, remembered, &announcement, &has_pods);
+        Ok(Self {
+            node,
+            config,
+            identity,
+            memory,
+            reload,
+            events,
+            store,
+            has_store: true,
+            reports,
+            has_overlay: true,
+            announcement,
+            has_pods,
+            sent: 0,
+            told: None,
+            was_ready: false,
+            line: String::new(),
+            memorized: Memorized::default(),
+        })
+    }
+
+    /// Does what follows from all that is known by now.
+    fn settle(&mut self) {
+        let now = boot_time();
+        let node = Rc::clone(&self.node);
+        let mut cluster = node.cluster.borrow_mut();
+        let Some(member) = &cluster.member else { return };
+        if let (Some(knowledge), Some(overlay)) = (member.knowledge(), &cluster.overlay)
+            && knowledge.number != self.sent
+        {
+            self.sent = knowledge.number;
+            overlay.update(Input {
+                number: knowledge.number,
+                snapshot: knowledge.snapshot,
+                membership: knowledge.membership,
+                live: knowledge.is_live,
+            });
+        }
+        if let Some(told) = member.node(now)
+            && self.told.as_ref() != Some(&told)
+        {
+            self.tell(told);
+        }
+        let is_ready = member.was_ready() && !member.is_fenced();
+        if is_ready && !self.was_ready {
+            let subnets = member.membership().map(listed).unwrap_or_default();
+            tracing::info!(subnets, "ready: the store's content and the overlay are in place");
+        }
+        let line = member.line(now);
+        if line != self.line {
+            notify::status(&line);
+            self.line = line;
+        }
+        let telemetry = &self.node.telemetry;
+        telemetry.readiness(member.waiting(now).is_empty(), member.refusal(now).is_some());
+        let (memorable, is_live) = (member.memorable(), member.is_live());
+        if is_ready && !self.was_ready {
+            cluster.conflist_notices = write_conflist(&self.config, &self.node.dirs);
+        }
+        self.was_ready = is_ready;
+        if let Some(memorable) = memorable {
+            self.memorize(memorable, is_live);
+        }
+    }
+
+    /// Tells plugins what this node is.
+    fn tell(&mut self, told: NodeConfig) {
+        let mut file = told.clone();
+        match file.write(&self.node.dirs, &self.config.network.name) {
+            Ok(true) => match &told.refuse {
+                Some(why) => tracing::error!("no new pods are taken: {why}"),
+                None => {
+                    let subnets: Vec<String> = told.subnets.iter().map(ToString::to_string).collect();
+                    tracing::info!(
+                        subnets = subnets.join(", "),
+                        mtu = told.mtu,
+                        "plugins are told what this node is"
+                    );
+                }
+            },
+            Ok(false) => {}
+            // Tried again at the next look.
+            Err(error) => {
+                tracing::error!(error = error.chain(), "cannot tell plugins what this node is");
+                return;
+            }
+        }
+        self.told = Some(told);
+    }
+
+    async fn hear(&mut self, event: StoreEvent) {
+        let now = boot_time();
+        let telemetry = self.node.telemetry.clone();
+        let mut has_moved = false;
+        {
+            let mut cluster = self.node.cluster.borrow_mut();
+            let Some(member) = &mut cluster.member else { return };
+            match &event {
+                StoreEvent::Joined(part) => {
+                    has_moved = outcome::tell_of_membership(member.membership(), part)
+                }
+                StoreEvent::Snapshot { snapshot, .. } => {
+                    let known = member.snapshot().filter(|_| member.is_live());
+                    outcome::tell_of_nodes(known, snapshot, &self.identity.name);
+                }
+                StoreEvent::Found => tracing::info!("the cluster's store answers again"),
+                StoreEvent::Lost { why } => {
+                    tracing::warn!(
+                        "the cluster's store does not answer, all stays as it is meanwhile: {why}"
+                    );
+                    telemetry.store_error();
+                }
+                StoreEvent::Refused { why } => {
+                    tracing::error!("the cluster does not let this node in, and is asked again: {why}");
+                }
+                StoreEvent::Fenced { why } => {
+                    tracing::error!("this node's subnets are its own no more; drain it: {why}");
+                }
+                StoreEvent::Notice(text) => tracing::warn!("{text}"),
+            }
+            member.hear(&event, now);
+            let is_connected =
+                matches!(member.store_status(now).state, podwire_overlay::status::StoreState::Connected);
+            telemetry.store_connected(is_connected);
+            match event {
+                StoreEvent::Notice(text) => {
+                    // They are said again when they still hold.
+                    if cluster.store_notices.len() >= 64 {
+                        cluster.store_notices.clear();
+                    }
+                    cluster.store_notices.insert(text);
+                }
+                StoreEvent::Snapshot { .. } => cluster.store_notices.clear(),
+                _ => {}
+            }
+        }
+        if has_moved {
+            self.look_at_pods().await;
+            let (few, count) = self.node.pods.borrow().outside.clone();
+            if count > 0 {
+                tracing::error!(
+                    pods = few.join(", "),
+                    "{count} interfaces of pods have addresses that other nodes do not reach any more: restart these pods"
+                );
+            }
+        }
+    }
+
+    fn passed(&mut self, report: Report) {
+        outcome::count(&self.node.telemetry, &report);
+        let announcement = report.announcement.clone();
+        self.announcement.send_if_modified(|announced| {
+            let is_new = *announced != announcement;
+            if is_new && !announced.addresses.is_empty() && announced.addresses != announcement.addresses {
+                tracing::warn!(
+                    before = ?announced.addresses, now = ?announcement.addresses,
+                    "this node's own addresses have changed; telling the others"
+                );
+            }
+            if is_new && announced.mtu.is_some() && announced.mtu != announcement.mtu {
+                tracing::warn!(
+                    before = announced.mtu,
+                    now = announcement.mtu,
+                    "the MTU of the link to others has changed"
+                );
+            }
+            // A node without any address has nothing to tell others, who would forget the last one.
+            let is_new = is_new && !announcement.addresses.is_empty();
+            if is_new {
+                *announced = announcement;
+            }
+            is_new
+        });
+        let mut cluster = self.node.cluster.borrow_mut();
+        outcome::note(&mut cluster, &report);
+        if let Some(member) = &mut cluster.member {
+            member.passed(outcome::pass(&report), boot_time());
+        }
+        cluster.report = Some(report);
+    }
+
+    async fn tick(&mut self, ticks: u64) {
+        let now = boot_time();
+        let is_fenced = {
+            let mut cluster = self.node.cluster.borrow_mut();
+            let Some(member) = &mut cluster.member else { return };
+            member.tick(now);
+            self.node.telemetry.synced(member.synced_ago(now));
+            member.is_fenced()
+        };
+        if !self.has_overlay {
+            self.start_overlay();
+        }
+        if !self.has_store {
+            self.start_store();
+        }
+        let is_look = ticks.is_multiple_of(LOOK_TICKS);
+        // A fenced node takes other subnets as soon as the last pod is gone.
+        if is_look || is_fenced {
+            self.look_at_pods().await;
+        }
+        if is_look {
+            // Somebody may have removed or changed what was written.
+            self.told = None;
+            if self.was_ready {
+                let notices = write_conflist(&self.config, &self.node.dirs);
+                self.node.cluster.borrow_mut().conflist_notices = notices;
+            }
+        }
+    }
+
+    async fn look_at_pods(&self) {
+        self.node.look_at_pods().await;
+        let has_pods = self.node.pods.borrow().inside > 0;
+        self.has_pods.send_if_modified(|had| std::mem::replace(had, has_pods) != has_pods);
+    }
+
+    /// The configuration has been read again: what can change while the agent runs does.
+    async fn reloaded(&mut self) {
+        let newer = self.node.config();
+        let older = std::mem::replace(&mut self.config, newer);
+        if settings(&older) != settings(&self.config) {
+            tracing::info!("the overlay's settings have changed: starting its thread anew");
+            self.restart_overlay().await;
+        } else if let Some(overlay) = &self.node.cluster.borrow().overlay {
+            overlay.check();
+        }
+        if older.network.conflist != self.config.network.conflist
+            && let Some(path) = &older.network.conflist
+        {
+            match conflist::remove(path) {
+                Ok(_) => tracing::info!(path = %path.display(), "the conflist is written elsewhere now"),
+                Err(error) => tracing::error!(path = %path.display(), %error, "cannot remove the conflist"),
+            }
+        }
+        if self.was_ready {
+            let notices = write_conflist(&self.config, &self.node.dirs);
+            self.node.cluster.borrow_mut().conflist_notices = notices;
+        }
+    }
+
+    /// The overlay thread has failed. What is in the kernel stays there.
+    async fn overlay_ended(&mut self) {
+        tracing::error!("the thread that keeps the overlay has failed; another one takes its place");
+        self.stop_overlay().await;
+    }
+
+    async fn restart_overlay(&mut self) {
+        self.stop_overlay().await;
+        self.start_overlay();
+    }
+
+    async fn stop_overlay(&mut self) {
+        self.has_overlay = false;
+        let overlay = self.node.cluster.borrow_mut().overlay.take();
+        stop(overlay).await;
+    }
+
+    fn start_overlay(&mut self) {
+        let (reporter, reports) = mpsc::unbounded_channel();
+        let overlay = match Overlay::start(settings(&self.config), reporter) {
+            Ok(overlay) => overlay,
+            Err(error) => {
+                tracing::error!(%error, "cannot start the thread that keeps the overlay");
+                return;
+            }
+        };
+        self.reports = reports;
+        self.has_overlay = true;
+        let mut cluster = self.node.cluster.borrow_mut();
+        cluster.overlay = Some(overlay);
+        if let Some(member) = &mut cluster.member {
+            member.overlay_ended();
+        }
+    }
+
+    /// The store's task has failed, which it must not. Another goes on from what is known.
+    async fn store_ended(&mut self) {
+        self.has_store = false;
+        tracing::error!(
+            "the task that speaks with the cluster's store has failed; another one takes its place"
+        );
+        let why = "the agent's own part of it failed; its log says more".to_owned();
+        self.hear(StoreEvent::Lost { why }).await;
+    }
+
+    fn start_store(&mut self) {
+        let store = match open(&self.config, &self.reload) {
+            Ok(store) => store,
+            Err(error) => {
+                tracing::error!("{error}");
+                return;
+            }
+        };
+        let memorable = self.node.cluster.borrow().member.as_ref().and_then(Member::memorable);
+        let remembered = memorable.map(|memorable| {
+            let Memorable { membership, snapshot, mark, .. } = memorable;
+            Remembered { membership, snapshot: Snapshot::clone(&snapshot), mark }
+        });
+        let begun =
+            begin_store(&self.node, store, &self.identity, remembered, &self.announcement, &self.has_pods);
+        (self.events, self.store) = begun;
+        self.has_store = true;
+    }
+
+    /// Writes what is to be remembered, when it is time. What decides on this node's addresses is written at once.
+    fn memorize(&mut self, memorable: Memorable, is_live: bool) {
+        let Memorized { last, at, writing } = &mut self.memorized;
+        if writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
+            return;
+        }
+        // What stands there from the last run is as good as what was read from it.
+        if !is_live && memorable.fenced.is_none() {
+            return;
+        }
+        let age = at.map_or(Duration::MAX, |at| at.elapsed());
+        let is_due = match last {
+            None => true,
+            Some(last) if last.membership != memorable.membership || last.fenced != memorable.fenced => true,
+            Some(last)
+                if !Arc::ptr_eq(&last.snapshot, &memorable.snapshot) || last.mark != memorable.mark =>
+            {
+                age >= REMEMBER_EVERY
+            }
+            Some(last) => {
+                let matters = memorable.snapshot.config.reclaim_after_seconds.is_some();
+                matters && last.contact != memorable.contact && age >= CONTACT_EVERY
+            }
+        };
+        if !is_due {
+            return;
+        }
+        *last = Some(memorable.clone());
+        *at = Some(Instant::now());
+        let memory = self.memory.clone();
+        *writing = Some(spawn_blocking(move || write(&memory, &memorable)));
+    }
+
+    /// The agent ends; the node stays a member, unless it is told to leave, and its traffic flows on.
+    async fn end(mut self) {
+        let leaves = self.config.cluster.as_ref().is_some_and(|cluster| cluster.leave_at_shutdown);
+        let has_left = leaves && self.leave().await;
+        let (overlay, memorable) = {
+            let mut cluster = self.node.cluster.borrow_mut();
+            // The store hears of the end by it.
+            cluster.commands = None;
+            let memorable =
+                cluster.member.as_ref().filter(|member| member.is_live()).and_then(Member::memorable);
+            (cluster.overlay.take(), memorable)
+        };
+        // Events that nobody takes would keep it from its farewell.
+        self.events.close();
+        if timeout(FAREWELL, &mut self.store).await.is_err() {
+            tracing::warn!(
+                "the cluster's store did not take leave in time; others see this node as present a while longer"
+            );
+            self.store.abort();
+        }
+        stop(overlay).await;
+        if let Some(writing) = self.memorized.writing.take() {
+            let _ = writing.await;
+        }
+        let memory = self.memory.clone();
+        let written = spawn_blocking(move || match memorable {
+            _ if has_left => {
+                if let Err(error) = memory.forget() {
+                    tracing::warn!(%error, "cannot remove what was remembered of the cluster");
+                }
+            }
+            Some(memorable) => write(&memory, &memorable),
+            None => {}
+        });
+        let _ = written.await;
+    }
+
+    /// Ends this node's membership, if no pod needs it; whether it has.
+    async fn leave(&self) -> bool {
+        self.look_at_pods().await;
+        let pods = self.node.pods.borrow().inside;
+        if pods > 0 {
+            tracing::warn!(pods, "does not leave the cluster: pods still have addresses of its subnets");
+            return false;
+        }
+        let Some(commands) = self.node.cluster.borrow().commands.clone() else { return false };
+        let (answer, heard) = oneshot::channel();
+        let left = timeout(FAREWELL, async {
+            commands.send(Command { action: Action::Leave, answer }).await.ok()?;
+            heard.await.ok()
+        });
+        match left.await {
+            Ok(Some(Ok(message))) => {
+                tracing::info!("{message}");
+                true
+            }
+            Ok(Some(Err(error))) => {
+                tracing::error!("does not leave the cluster: {error}");
+                false
+            }
+            Ok(None) | Err(_) => {
+                tracing::error!("does not leave the cluster: its store does not answer");
+                false
+            }
+        }
+    }
+}
+
+fn write(memory: &Memory, memorable: &Memorable) {
+    if let Err(error) = memory.write(memorable) {
+        tracing::error!(%error, "cannot write down what the cluster is, for a start without its store");
+    }
+}
+
+/// Waits for the thread's end elsewhere: a pass may take a while.
+async fn stop(overlay: Option<Overlay>) {
+    if let Some(overlay) = overlay {
+        let _ = spawn_blocking(move || overlay.stop()).await;
+    }
+}
+
+fn listed(membership: &Membership) -> String {
+    let subnets: Vec<String> = membership.subnets.iter().map(ToString::to_string).collect();
+    subnets.join(", ")
+}
+
+/// Writes the conflist; what is wrong with how runtimes are told of the network.
+fn write_conflist(config: &Config, dirs: &Dirs) -> std::collections::BTreeSet<String> {
+    let mut notices = std::collections::BTreeSet::new();
+    let Some(path) = &config.network.conflist else { return notices };
+    match conflist::write(path, &conflist::content(&config.network, dirs)) {
+        Ok(Written::Changed) => tracing::info!(path = %path.display(), "runtimes are told of the network"),
+        Ok(Written::Unchanged) => {}
+        Ok(Written::Foreign) => {
+            notices.insert(format!("{} is not this agent's, and is left as it is", path.display()));
+        }
+        Err(error) => {
+            let notice = format!("cannot write {}: {error}", path.display());
+            tracing::error!("{notice}");
+            notices.insert(notice);
+        }
+    }
+    match conflist::rivals(path, &config.network.name) {
+        Ok(rivals) => notices.extend(rivals.into_iter().map(|rival| rival.why)),
+        Err(error) => {
+            notices.insert(format!("cannot look for other networks beside {}: {error}", path.display()));
+        }
+    }
+    notices
+}
+
+/// What the overlay thread is told once.
+fn settings(config: &Config) -> Settings {
+    Settings {
+        node: config.node_name.clone(),
+        interface: config.overlay.interface.clone(),
+        addresses: config.overlay.addresses.clone(),
+        bridge: Some(config.network.bridge.clone()),
+    }
+}
+
+fn open(config: &Config, reload: &Arc<Notify>) -> Result<Box<dyn ClusterStore>, String> {
+    match config.cluster.as_ref().map(|cluster| &cluster.store) {
+        Some(Store::File { path }) => Ok(Box::new(FileStore::new(path.clone(), Arc::clone(reload)))),
+        Some(Store::Etcd(etcd)) => {
+            let settings = EtcdSettings {
+                endpoints: etcd.endpoints.clone(),
+                prefix: etcd.prefix.clone(),
+                ca: etcd.ca.clone(),
+                certificate: etcd.certificate.clone(),
+                key: etcd.key.clone(),
+                username: etcd.username.clone(),
+                password_file: etcd.password_file.clone(),
+                timing: Timing::default(),
+            };
+            Ok(Box::new(EtcdStore::new(settings, etcd.initial.clone())))
+        }
+        None => Err("there is no cluster".to_owned()),
+    }
+}
+
+fn begin_store(
+    node: &Node,
+    store: Box<dyn ClusterStore>,
+    identity: &Identity,
+    remembered: Option<Remembered>,
+    announcement: &watch::Sender<Announcement>,
+    has_pods: &watch::Sender<bool>,
+) -> (mpsc::Receiver<StoreEvent>, JoinHandle<()>) {
+    let (commands, to_do) = mpsc::channel(8);
+    let (events, heard) = mpsc::channel(16);
+    node.cluster.borrow_mut().commands = Some(commands);
+    let context = StoreContext {
+        identity: identity.clone(),
+        remembered,
+        announcement: announcement.subscribe(),
+        has_pods: has_pods.subscribe(),
+        events,
+        commands: to_do,
+    };
+    (heard, spawn_local(store.run(context)))
+}
