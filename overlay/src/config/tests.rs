@@ -239,6 +239,7 @@ fn each_mistake_is_told_with_its_line_its_value_and_what_is_allowed() {
         ("\n[log]\nlevels = \"info\"", "podwired.toml:3: log.levels: no such key: did you mean log.level?"),
         ("[log]\nformat = \"xml\"", "podwired.toml:2: log.format: \"xml\" is not one of \"text\", \"json\""),
         ("[log]\nlevel = \"\"", "log.level: \"\" is not error, warn,"),
+        ("[log]\nlevel = \"nge 2=\u{fffd}\u{fffd}\u{fffd}= 24 }]\"", "log.level: \"nge 2="),
         ("[log]\nlevel = \"a=b=c\"", "log.level: \"a=b=c\" is not error, warn,"),
         ("[cluster]\nstore = \"zk\"", "cluster.store: \"zk\" is not one of \"none\", \"file\", \"etcd\""),
         ("[cluster]\nname = \"x\"", "podwired.toml:2: cluster.store: is missing while cluster.name is given"),
