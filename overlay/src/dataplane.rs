@@ -40,7 +40,7 @@ pub use crate::controller::Cause;
 
 use crate::cluster::Snapshot;
 use crate::cluster::topology::Problem;
-use crate::desired::{PodSettings, UnderlayFacts};
+use crate::desired::{Desired, PodSettings, UnderlayFacts};
 use crate::status::{DeviceStatus, PeerCounts, PeerStatus};
 use crate::store::{Announcement, Membership};
 
@@ -93,6 +93,8 @@ pub struct Report {
     pub problems: Vec<Problem>,
     /// The links by which other nodes are reached.
     pub underlay: Arc<UnderlayFacts>,
+    /// What the kernel should have; `None` before anything is known. The same `Arc` as long as nothing changes.
+    pub desired: Option<Arc<Desired>>,
     /// What other nodes may be told: what is really there.
     pub announcement: Announcement,
     /// What the plugin may be told; `None` before anything is known.

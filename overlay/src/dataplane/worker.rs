@@ -227,6 +227,7 @@ impl Worker {
             repairs,
             problems: dataplane.problems(),
             underlay: Arc::clone(&dataplane.underlay),
+            desired: dataplane.desired.clone().filter(|_| is_known),
             announcement: announcement.clone(),
             pods: desired.map(|desired| desired.pods.clone()),
             counts: peers::counts(desired, dataplane.input.as_ref(), dataplane.broken.len()),

@@ -42,7 +42,7 @@ mod tests {
     #[test]
     fn a_frame_is_whole_and_its_checksums_are_right() {
         let tunnel = TunnelEnd {
-            device: "podwire.1".to_owned(),
+            device: "podwire.1".into(),
             source: MacAddr([2, 0, 0, 0, 0, 1]),
             destination: MacAddr([2, 0, 0, 0, 0, 2]),
         };

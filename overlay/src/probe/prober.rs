@@ -19,7 +19,7 @@ use super::engine::{Engine, Output};
 use super::frame::frame;
 use super::responder::Responder;
 use super::targets::{Targets, TunnelEnd};
-use super::{Config, ProbeReport};
+use super::{ALL_UP_TO, Config, ProbeReport};
 
 /// How often an address is tried again that cannot be bound yet, and devices are looked at.
 const CHORES: Duration = Duration::from_secs(1);
@@ -45,6 +45,7 @@ impl Prober {
             responder: Responder::new(self.config.port),
             sockets: Vec::new(),
             own: Vec::new(),
+            peers: 0,
             without_offload: BTreeSet::new(),
             reports,
         }
@@ -59,8 +60,10 @@ struct Running {
     responder: Responder,
     sockets: Vec<Socket>,
     own: Vec<IpAddr>,
+    /// How many there are.
+    peers: usize,
     /// The devices on which checksum offload is to stay off.
-    without_offload: BTreeSet<String>,
+    without_offload: BTreeSet<Arc<str>>,
     reports: mpsc::Sender<ProbeReport>,
 }
 
@@ -84,16 +87,19 @@ impl Running {
         self.update(first);
         // No datagram of ours is longer; what does not fit is not ours.
         let mut buffer = vec![0; 1 << 16];
+        let mut updated = Instant::now();
         loop {
             while let Some(output) = self.engine.poll(Instant::now(), &mut random) {
                 self.act(output);
             }
             let wake = self.engine.wake();
             tokio::select! {
-                changed = targets.changed() => {
+                // Where thousands of peers come and go, once for many: each time costs all of them.
+                changed = targets.changed(), if updated.elapsed() >= self.patience() => {
                     if changed.is_err() {
                         return;
                     }
+                    updated = Instant::now();
                     let targets = targets.borrow_and_update().clone();
                     self.update(targets);
                 }
@@ -108,7 +114,13 @@ impl Running {
         }
     }
 
+    /// For how long changes are collected; looked at with the chores at the latest.
+    fn patience(&self) -> Duration {
+        if self.peers > ALL_UP_TO { CHORES } else { Duration::ZERO }
+    }
+
     fn update(&mut self, targets: Arc<Targets>) {
+        self.peers = targets.peers.len();
         self.own.clone_from(&targets.own);
         self.sockets.retain(|socket| targets.own.contains(&socket.address));
         self.responder.update(&targets);
@@ -151,12 +163,12 @@ impl Running {
             }
             Output::SwitchOff(tunnel) => {
                 tracing::warn!(
-                    device = tunnel.device,
+                    device = %tunnel.device,
                     "packets of this device arrive only if their checksums are done by software: checksum offload is \
                      broken below it, and is switched off"
                 );
                 switch_off(&tunnel.device);
-                self.without_offload.insert(tunnel.device.clone());
+                self.without_offload.insert(Arc::clone(&tunnel.device));
             }
             Output::Report(report) => {
                 if self.reports.try_send(report).is_err() {

@@ -116,11 +116,8 @@ mod tests {
     use super::*;
 
     fn targets() -> Targets {
-        let tunnel = TunnelEnd {
-            device: "podwire.1".to_owned(),
-            source: MacAddr([2; 6]),
-            destination: MacAddr([4; 6]),
-        };
+        let tunnel =
+            TunnelEnd { device: "podwire.1".into(), source: MacAddr([2; 6]), destination: MacAddr([4; 6]) };
         let end = |address: [u8; 4], tunnel| End { address: address.into(), mtu: 1450, tunnel };
         let peer = |node: &str, end| Peer { node: node.into(), instance: "".into(), ends: vec![end] };
         Targets {

@@ -46,7 +46,7 @@ pub struct End {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelEnd {
     /// The name of this node's VXLAN device.
-    pub device: String,
+    pub device: Arc<str>,
     /// That device's Ethernet address.
     pub source: MacAddr,
     /// The Ethernet address of the peer's VTEP.
@@ -57,10 +57,12 @@ impl Targets {
     /// What follows from what the kernel should have. Peers to which no packet leads are left out: that they cannot be
     /// reached is known without asking.
     pub fn new(desired: &Desired, underlay: &UnderlayFacts, node: &str, instance: &str) -> Self {
+        let devices: Vec<(_, Arc<str>)> =
+            desired.devices.iter().map(|device| (device, device.id.name().into())).collect();
         let peers = desired.paths.iter().filter_map(|path| {
             let tunnel = path.tunnel.and_then(|tunnel| {
-                let device = desired.devices.iter().find(|device| device.id == tunnel.device)?;
-                let end = TunnelEnd { device: device.id.name(), source: device.mac, destination: tunnel.mac };
+                let (device, name) = devices.iter().find(|(device, _)| device.id == tunnel.device)?;
+                let end = TunnelEnd { device: name.clone(), source: device.mac, destination: tunnel.mac };
                 Some((Arc::new(end), tunnel.mtu.unwrap_or(device.mtu)))
             });
             let ends: Vec<_> = path
@@ -91,6 +93,92 @@ impl Targets {
             instance: instance.into(),
             own: desired.addresses.iter().map(|address| address.ip()).collect(),
             peers: peers.collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::cluster::topology::{Topology, vtep_mac};
+    use crate::cluster::{
+        ClusterConfig, ClusterRange, DirectRouting, Encapsulation, IpFamily, NodeRecord, Snapshot,
+    };
+    use crate::desired::{Local, UnderlayLink};
+    use crate::store::Membership;
+
+    fn record(number: u8, address: &str, mtu: u32) -> Arc<NodeRecord> {
+        Arc::new(NodeRecord {
+            name: format!("n{number}"),
+            instance: format!("i{number}"),
+            generation: 0,
+            addresses: vec![address.parse().expect("an address")],
+            subnets: vec![
+                format!("10.244.{number}.0/24").parse().expect("a subnet"),
+                format!("fd00:0:0:{number}::/64").parse().expect("a subnet"),
+            ],
+            claimed: 0,
+            mtu: Some(mtu),
+            receives: Vec::new(),
+            sends: None,
+        })
+    }
+
+    #[test]
+    fn each_peer_is_asked_in_each_family_by_the_way_its_packets_take() {
+        let range = |range: &str, subnet_prefix| ClusterRange {
+            range: range.parse().expect("a range"),
+            subnet_prefix,
+        };
+        let config = ClusterConfig {
+            name: "lab".to_owned(),
+            ranges: vec![range("10.244.0.0/16", 24), range("fd00::/48", 64)],
+            encapsulation: Encapsulation::default(),
+            also_receive: Vec::new(),
+            direct_routing: DirectRouting::Auto,
+            underlay: vec![IpFamily::Ipv4],
+            reclaim_after_seconds: None,
+        };
+        let records =
+            [record(1, "192.0.2.1", 1500), record(2, "192.0.2.2", 1400), record(3, "198.51.100.3", 1400)];
+        let membership = Membership { subnets: records[0].subnets.clone(), generation: 0, claimed: 0 };
+        let nodes: BTreeMap<_, _> = records.into_iter().map(|record| (record.name.clone(), record)).collect();
+        let topology = Topology::new("n1", &membership, &Snapshot { config, nodes }).expect("a topology");
+        let link = UnderlayLink {
+            index: 2,
+            name: "eth0".to_owned(),
+            mtu: 1500,
+            address: "192.0.2.1".parse().expect("an address"),
+            networks: vec!["192.0.2.0/24".parse().expect("a network")],
+        };
+        let underlay = UnderlayFacts { links: vec![link] };
+        let desired = Desired::new(&topology, &underlay, &Local::default());
+        let targets = Targets::new(&desired, &underlay, "n1", "i1");
+
+        assert_eq!((&*targets.node, &*targets.instance), ("n1", "i1"));
+        let own: Vec<_> = targets.own.iter().map(ToString::to_string).collect();
+        assert_eq!(own, ["10.244.1.0", "fd00:0:0:1::"]);
+        let tunnel = |name: &str| TunnelEnd {
+            device: "podwire.1".into(),
+            source: vtep_mac("lab", "n1", 1),
+            destination: vtep_mac("lab", name, 1),
+        };
+        // The second is on the link: its IPv4 packets need no tunnel; IPv6 has no gateway there.
+        let expected = [
+            ("n2", "10.244.2.0", 1400, false),
+            ("n2", "fd00:0:0:2::", 1350, true),
+            ("n3", "10.244.3.0", 1350, true),
+            ("n3", "fd00:0:0:3::", 1350, true),
+        ];
+        let found = targets.peers.iter().flat_map(|peer| peer.ends.iter().map(move |end| (peer, end)));
+        let found: Vec<_> = found.collect();
+        assert_eq!(found.len(), expected.len());
+        for ((peer, end), (name, address, mtu, is_tunnel)) in found.into_iter().zip(expected) {
+            assert_eq!((&*peer.node, end.address.to_string(), end.mtu), (name, address.to_owned(), mtu));
+            assert_eq!(*peer.instance, *name.replace('n', "i"));
+            assert_eq!(end.tunnel.as_deref(), is_tunnel.then(|| tunnel(name)).as_ref(), "{name} {address}");
         }
     }
 }

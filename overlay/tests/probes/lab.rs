@@ -265,7 +265,7 @@ impl Node {
     pub(crate) fn peer_targets(&self) -> Targets {
         let (own, other) = (self.number, 3 - self.number);
         let tunnel = Arc::new(TunnelEnd {
-            device: DEVICE.to_owned(),
+            device: DEVICE.into(),
             source: Self::mac(own),
             destination: Self::mac(other),
         });

@@ -53,7 +53,7 @@ fn address(number: usize, family: IpFamily) -> IpAddr {
 
 fn peer(number: usize, families: &[IpFamily]) -> Peer {
     let tunnel = Arc::new(TunnelEnd {
-        device: "podwire.1".to_owned(),
+        device: "podwire.1".into(),
         source: MacAddr([2, 0, 0, 0, 0, 1]),
         destination: MacAddr([2, 0, 0, 0, 0, 2]),
     });
@@ -130,7 +130,7 @@ impl World {
     fn act(&mut self, output: Output) {
         match output {
             Output::Report(report) => self.reports.push(report),
-            Output::SwitchOff(tunnel) => self.switched_off.push(tunnel.device.clone()),
+            Output::SwitchOff(tunnel) => self.switched_off.push(tunnel.device.to_string()),
             Output::Send { to, message, as_frame, token: _ } => {
                 self.sent.push((self.now, to));
                 let lost = [next(&mut self.random), next(&mut self.random)];
