@@ -77,6 +77,8 @@ impl Podwired {
         command
             .args(words)
             .env_clear()
+            // To look into a test that fails: PODWIRED_LOG_LEVEL=debug cargo test …
+            .envs(std::env::vars_os().filter(|(name, _)| name == "PODWIRED_LOG_LEVEL"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(LabError::because("share podwired's log"))?)
             .stderr(log);

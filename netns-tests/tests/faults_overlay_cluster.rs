@@ -45,43 +45,40 @@ fn a_node_that_is_cut_off_and_healed_is_reached_at_once() -> Result<()> {
 }
 
 #[test]
-fn two_nodes_with_one_subnet_harm_nobody_else_and_are_named() -> Result<()> {
+fn two_nodes_with_one_subnet_are_named_and_change_nothing() -> Result<()> {
     let mut scene = Scene::new("two-claims", Families::Ipv4)?;
     let own = scene.cluster.peers.nodes.clone();
-    let at = |scene: &Scene, host| scene.cluster.underlay().in_subnet(0, host);
-    // Between others: one of them has it, always the same one.
-    let (first, second) = (at(&scene, 300), at(&scene, 301));
-    let mut claims = [
-        scene.cluster.peers.far_peer(40, "claim-a", first.clone()),
-        scene.cluster.peers.far_peer(40, "claim-b", second),
-    ];
-    for _ in 0..2 {
-        scene.cluster.peers.nodes = own.iter().chain(&claims).cloned().collect();
-        scene.cluster.write_peers()?;
-        let leads = format!("dst {} ", first[0]);
-        scene
-            .cluster
-            .member(0)
-            .wait_for(AT_LAST, "bridge fdb show dev podwire.1", |out| out.contains(&leads))?;
-        is_told(&scene, &["claim-b"])?;
-        claims.reverse();
-    }
-    // Somebody who claims this node's subnet, or a real peer's: the peer has the lower name.
-    let mut thieves = [
-        scene.cluster.peers.far_peer(0, "thief-of-ours", at(&scene, 310)),
-        scene.cluster.peers.far_peer(1, "thief", at(&scene, 311)),
-    ];
+    let peers = &scene.cluster.peers;
+    let at = |host| scene.cluster.underlay().in_subnet(0, host);
     // Part of it is enough.
-    thieves[1].subnets.truncate(1);
-    scene.cluster.peers.nodes = own.iter().chain(&thieves).cloned().collect();
-    scene.cluster.write_peers()?;
-    is_told(&scene, &["thief", "thief-of-ours"])?;
-    scene.state_comes_back()?;
-    scene.all_flow()?;
-    scene.flows.assert_none_lost()?;
+    let mut part = peers.far_peer(1, "thief-of-half", at(303));
+    part.subnets.truncate(1);
+    let claims = [
+        // Between others, this node's, a real peer's: the file is the same everywhere, and wrong.
+        ("claim-b", vec![peers.far_peer(40, "claim-a", at(300)), peers.far_peer(40, "claim-b", at(301))]),
+        ("thief-of-ours", vec![peers.far_peer(0, "thief-of-ours", at(302))]),
+        ("thief-of-half", vec![part]),
+        ("thief-of-all", vec![peers.far_peer(1, "thief-of-all", at(304))]),
+    ];
+    for (who, more) in claims {
+        for mut nodes in [[own.clone(), more.clone()].concat(), [more, own.clone()].concat()] {
+            scene.cluster.peers.nodes = std::mem::take(&mut nodes);
+            scene.cluster.write_peers()?;
+            is_told(&scene, &[who])?;
+            assert_eq!(scene.cluster.member(0).dataplane()?, scene.before);
+        }
+    }
     scene.cluster.peers.nodes = own;
+    let good = scene.cluster.peers.far_peer(60, "good", at_of(&scene, 400));
+    scene.cluster.peers.nodes.push(good);
     scene.cluster.write_peers()?;
-    scene.state_comes_back()
+    scene.cluster.member(0).wait_for(AT_LAST, "ip route show proto 112", |out| out.contains("10.240.61.0/24"))?;
+    scene.all_flow()?;
+    scene.flows.assert_none_lost()
+}
+
+fn at_of(scene: &Scene, host: u16) -> Vec<IpAddr> {
+    scene.cluster.underlay().in_subnet(0, host)
 }
 
 #[test]

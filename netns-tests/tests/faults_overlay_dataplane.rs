@@ -144,7 +144,7 @@ fn nft_flushed() -> Result<()> {
             "nft flush ruleset",
             "nft delete table inet podwire-node",
             "nft flush table inet podwire-node",
-            "for name in $(nft list sets table inet podwire-node | sed -n 's/.*set \\([^ ]*\\) {/\\1/p'); do nft flush set inet podwire-node $name; done",
+            "nft flush set inet podwire-node peers4; nft flush set inet podwire-node peers6",
         ] {
             scene.break_and_repair(script, AT_ONCE)?;
             scene
