@@ -343,7 +343,7 @@ fn records_of_another_node_that_make_no_sense_harm_nobody() -> Result<()> {
         "{}".to_owned(),
         "null".to_owned(),
         "[".repeat(50_000),
-        "\u{1b}[31m\0".to_owned(),
+        "\u{1b}[31m\u{1}".to_owned(),
         // etcd takes 1.5 MiB at most.
         format!("{{\"x\": \"{}\"}}", "x".repeat(100_000)),
         with(&|record| record["version"] = json!(99)),
@@ -411,6 +411,8 @@ fn settings_that_make_no_sense_change_nothing() -> Result<()> {
 #[test]
 fn the_encapsulation_changes_by_itself_once_all_receive_the_new_one() -> Result<()> {
     let mut lab = WithEtcd::new("etcd-encapsulation", 1)?;
+    let devices = "ip -o link show type vxlan";
+    let before = lab.scene.cluster.member(0).sh(devices)?.out().lines().count();
     let agent = lab.scene.cluster.member(0).agent()?;
     let mut config = agent.get_json("/v1/cluster")?;
     for (vni, port) in [(1, 4789), (5, 4789), (1, 8472)] {
@@ -427,7 +429,7 @@ fn the_encapsulation_changes_by_itself_once_all_receive_the_new_one() -> Result<
         lab.all_good().map_err(LabError::because(format!("to VNI {vni}, port {port}")))?;
     }
     for member in lab.scene.cluster.members() {
-        member.wait_for(AT_LAST, "ip -o link show type vxlan", |out| out.lines().count() == 1)?;
+        member.wait_for(AT_LAST, devices, |out| out.lines().count() == before)?;
     }
     lab.all_good()
 }
