@@ -1,13 +1,14 @@
 //! Where pods meet the world outside: a port of the node, the node's address in place of theirs, and rates.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use podwire_netns_tests::cluster::Cluster;
 use podwire_netns_tests::containerd::Containerd;
 use podwire_netns_tests::traffic::{Client, Place, Port, Server, Sink, send_for};
 use podwire_netns_tests::underlay::Underlay;
-use podwire_netns_tests::{LIMIT, LabError, Result, finish, program};
+use podwire_netns_tests::{LabError, Result};
 
 use crate::pods::DemoPod;
 use crate::screen::Screen;
@@ -31,15 +32,12 @@ pub(crate) fn ports_masquerade_and_rates(
     screen.title(format!("A host outside: port {HOST_PORT} of node0, what it sees of pods, how fast web is"));
     for node in underlay.addresses(0) {
         let began = Instant::now();
-        let url = match node {
-            IpAddr::V4(node) => format!("http://{node}:{HOST_PORT}/"),
-            IpAddr::V6(node) => format!("http://[{node}]:{HOST_PORT}/"),
-        };
-        let page = fetch(underlay, &url)?;
+        let at = SocketAddr::new(node, HOST_PORT);
+        let page = fetch(underlay, at)?;
         if page != format!("hello from {}", web.name) {
-            return Err(LabError::new(format!("{url} answered {page:?}")));
+            return Err(LabError::new(format!("http://{at}/ answered {page:?}")));
         }
-        screen.done("outside", format!("{url:<30} \"{page}\""), began);
+        screen.done("outside", format!("http://{at}/  \"{page}\""), began);
     }
 
     let server = Server::start(underlay, Port::tcp(Ipv6Addr::UNSPECIFIED, 7000))?;
@@ -87,12 +85,16 @@ pub(crate) fn ports_masquerade_and_rates(
     Ok(())
 }
 
-/// Fetches a page from outside.
-fn fetch(underlay: &Underlay, url: &str) -> Result<String> {
-    let mut wget = program("busybox");
-    wget.args(["wget", "-T", "5", "-q", "-O", "-", url]);
-    let began = Instant::now();
-    let child = underlay.network().run(|| wget.spawn())?.map_err(LabError::because("start busybox"))?;
-    let page = finish(child, b"", began, LIMIT)?.success(&format!("fetch {url}"))?;
-    Ok(page.out().trim().to_owned())
+/// Fetches the page at the root of a web server, from outside.
+fn fetch(underlay: &Underlay, at: SocketAddr) -> Result<String> {
+    let what = || format!("fetch http://{at}/");
+    let limit = Duration::from_secs(5);
+    let connect = || TcpStream::connect_timeout(&at, limit);
+    let mut stream = underlay.network().run(connect)?.map_err(LabError::because(what()))?;
+    stream.set_read_timeout(Some(limit)).map_err(LabError::because(what()))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").map_err(LabError::because(what()))?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).map_err(LabError::because(what()))?;
+    let page = answer.split_once("\r\n\r\n").map(|(_, page)| page.trim().to_owned());
+    page.ok_or_else(|| LabError::new(format!("{}: {answer:?}", what())))
 }

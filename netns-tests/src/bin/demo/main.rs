@@ -67,7 +67,9 @@ fn demo(screen: &mut Screen, settings: &Settings) -> Result<()> {
     screen.title(format!("{} nodes: network, files and processes apart from this machine", settings.nodes));
     let lab = Lab::new("demo")?;
     let underlay = Underlay::new(Families::Dual, Layout::Flat)?;
-    let mut options = Options { nodes: settings.nodes, no_plugins: true, ..Options::default() };
+    // Often, so that what podwirectl shows of probes is there by then.
+    let agent = "[probes]\ninterval_seconds = 1\n".to_owned();
+    let mut options = Options { nodes: settings.nodes, no_plugins: true, agent, ..Options::default() };
     let mut etcd = None;
     if settings.store == Store::Etcd {
         let began = Instant::now();
