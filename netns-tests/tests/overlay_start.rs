@@ -310,3 +310,28 @@ fn an_agent_that_cannot_have_an_identity_serves_pods_all_the_same() -> Result<()
     member.sh("rm -r /var/lib/podwire/identity.json /var/lib/podwire/cluster.json")?;
     cluster.member_mut(0).agent_mut()?.wait_until_ready(AT_LAST + AT_ONCE + Duration::from_secs(5))
 }
+
+#[test]
+fn probes_say_what_gets_through_the_tunnel() -> Result<()> {
+    let agent = "[probes]\ninterval_seconds = 1\ntimeout_ms = 300\n".to_owned();
+    let cluster = Cluster::start("start-probes", &Options { agent, ..Options::default() })?;
+    let member = cluster.member(0);
+    let probes = || -> Vec<Value> {
+        let probes = member.agent().and_then(|agent| agent.get_json("/v1/probes")).unwrap_or_default();
+        probes.as_array().cloned().unwrap_or_default()
+    };
+    let are = |ok: bool| probes().len() == 2 && probes().iter().all(|probe| probe["ok"] == ok);
+    assert!(wait_for(AT_LAST, || are(true)), "{:#?}; {}", probes(), member.agent()?.log());
+    assert!(member.agent()?.metric("podwire_probes_total", "answered")? >= 2.0);
+    let well = || member.agent().and_then(|agent| agent.metric("podwire_probe_peers", "well"));
+    assert!(wait_for(AT_LAST, || well().is_ok_and(|well| well == 2.0)), "{:?}", well());
+    // The wire is there and carries nothing: no route, no device, no record knows.
+    member.uplink().cut()?;
+    assert!(wait_for(AT_LAST, || are(false)), "{:#?}", probes());
+    let told = status(member, |status| status["problems"].to_string().contains("node1"))?;
+    assert_eq!(told["problems"][0]["code"], "probe", "{told:#}");
+    assert_eq!(told["ready"], true, "what is wrong with a peer is not wrong with this node");
+    member.uplink().heal()?;
+    assert!(wait_for(AT_LAST, || are(true)), "{:#?}; {}", probes(), member.agent()?.log());
+    Ok(())
+}

@@ -34,6 +34,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::node::{Node, boot_time};
 use crate::notify;
+use crate::probes::Probes;
 
 /// How long it takes until what could not be begun is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -151,6 +152,7 @@ struct Part {
     reports: mpsc::UnboundedReceiver<Report>,
     /// The same for the overlay's thread.
     has_overlay: bool,
+    probes: Probes,
     announcement: watch::Sender<Announcement>,
     has_pods: watch::Sender<bool>,
     /// The number of what the overlay thread was last told.
@@ -207,6 +209,13 @@ impl Part {
         let (has_pods, _) = watch::channel(true);
         let remembered = recollection.map(|recollection| recollection.remembered);
         let (events, store) = begin_store(&node, store, &identity, remembered, &announcement, &has_pods);
+        let probes = Probes::start(
+            config.probes.clone(),
+            &identity.name,
+            &identity.instance,
+            Rc::clone(&node.probes),
+            node.telemetry.clone(),
+        );
         Ok(Self {
             node,
             config,
@@ -218,6 +227,7 @@ impl Part {
             has_store: true,
             reports,
             has_overlay: true,
+            probes,
             announcement,
             has_pods,
             sent: 0,
@@ -397,6 +407,7 @@ impl Part {
             self.node.telemetry.synced(member.synced_ago(now));
             member.is_fenced()
         };
+        self.probes.tick(self.node.cluster.borrow().report.as_ref());
         if !self.has_overlay {
             self.start_overlay();
         }
@@ -446,6 +457,7 @@ impl Part {
             let notices = write_conflist(&self.config, &self.node.dirs);
             self.node.cluster.borrow_mut().conflist_notices = notices;
         }
+        self.probes.set(self.config.probes.clone());
     }
 
     /// The overlay thread has failed. What is in the kernel stays there.
@@ -565,6 +577,7 @@ impl Part {
             );
             self.store.abort();
         }
+        self.probes.stop();
         stop(overlay).await;
         if let Some(writing) = self.memorized.writing.take() {
             let _ = writing.await;

@@ -133,7 +133,7 @@ async fn control(node: &Rc<Node>, request: &Request) -> Reply {
             Some(survey) => Reply::json(ok, &survey.leases.iter().map(pod).collect::<Vec<_>>()),
             None => Reply::error(StatusCode::SERVICE_UNAVAILABLE, "the address store does not answer"),
         },
-        "/v1/probes" => Reply::json(ok, &*node.probes.borrow()),
+        "/v1/probes" => Reply::json(ok, &node.probes.statuses()),
         "/v1/cluster" => match node.cluster.borrow().member.as_ref().and_then(Member::snapshot) {
             Some(snapshot) => Reply::json(ok, &snapshot.config),
             None => Reply::error(StatusCode::NOT_FOUND, NOT_HEARD),
@@ -275,7 +275,7 @@ async fn peers(node: &Node, only: Option<&str>) -> Result<Vec<PeerStatus>, Strin
     }
     peers.retain(|peer| only.is_none_or(|only| peer.record.name == only));
     peers.sort_by(|a, b| a.record.name.cmp(&b.record.name));
-    let probes = node.probes.borrow();
+    let probes = node.probes.statuses();
     for peer in &mut peers {
         peer.is_present = member.absent().map(|absent| !absent.contains(&peer.record.name));
         peer.probes = probes.iter().filter(|probe| probe.node == peer.record.name).cloned().collect();

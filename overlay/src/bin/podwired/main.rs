@@ -12,6 +12,7 @@ mod links;
 mod log;
 mod node;
 mod notify;
+mod probes;
 mod reload;
 mod rules;
 mod serve;

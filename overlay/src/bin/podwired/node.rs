@@ -11,12 +11,13 @@ use podwire_overlay::claims::BootTime;
 use podwire_overlay::config::{Config, Resolved};
 use podwire_overlay::dataplane::{Overlay, Report};
 use podwire_overlay::member::Member;
-use podwire_overlay::status::{Notice, PodCounts, ProbeStatus, Severity, SubnetUsage};
+use podwire_overlay::status::{Notice, PodCounts, Severity, SubnetUsage};
 use podwire_overlay::store::{Command, Identity};
 use podwire_overlay::telemetry::Telemetry;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
+use crate::probes::Found;
 use crate::rules::Rules;
 use crate::writer::{Survey, Writer};
 
@@ -36,7 +37,7 @@ pub(crate) struct Node {
     pub(crate) pods: RefCell<Pods>,
     pub(crate) cluster: RefCell<Cluster>,
     /// What the last probes found.
-    pub(crate) probes: RefCell<Vec<ProbeStatus>>,
+    pub(crate) probes: Rc<Found>,
     /// The configuration has been read again.
     pub(crate) reloaded: Notify,
 }
@@ -93,7 +94,7 @@ impl Node {
             silent: RefCell::default(),
             pods: RefCell::default(),
             cluster: RefCell::default(),
-            probes: RefCell::default(),
+            probes: Rc::default(),
             reloaded: Notify::new(),
         })
     }
@@ -191,8 +192,8 @@ impl Node {
         for notice in &cluster.conflist_notices {
             add(Severity::Warning, "conflist", notice.clone(), "");
         }
-        for probe in self.probes.borrow().iter() {
-            if let Some(problem) = &probe.problem {
+        for probe in self.probes.statuses() {
+            if let Some(problem) = probe.problem {
                 add(Severity::Warning, "probe", format!("{}: {problem}", probe.node), "");
             }
         }
