@@ -17,7 +17,8 @@ use podwire_kernel::route::{Lookup, Route};
 use podwire_kernel::{Family, MacAddr};
 use serde::Serialize;
 
-use crate::cluster::Encapsulation;
+use crate::cluster::topology::vtep_mac;
+use crate::cluster::{ClusterConfig, Encapsulation, NodeRecord};
 use crate::ruleset::{Content, Ruleset};
 use crate::status::{PodStatus, ProbeStatus};
 
@@ -290,6 +291,16 @@ impl Walk<'_> {
     fn broken(&mut self, hop: HopKind, found: impl Into<String>, advice: impl Into<String>) {
         self.say(hop, HopState::Broken, found, advice);
     }
+}
+
+/// The ends of a node's tunnels: what it announces, or where it announces nothing, what follows from the shared settings.
+pub fn vteps(record: &NodeRecord, config: Option<&ClusterConfig>) -> Vec<(Encapsulation, MacAddr)> {
+    if !record.receives.is_empty() {
+        return record.receives.iter().map(|vtep| (vtep.encapsulation, vtep.mac)).collect();
+    }
+    let Some(config) = config else { return Vec::new() };
+    let all = std::iter::once(&config.encapsulation).chain(&config.also_receive);
+    all.map(|segment| (*segment, vtep_mac(&config.name, &record.name, segment.vni))).collect()
 }
 
 /// Something that the agent would put right, and by hand if there is none.

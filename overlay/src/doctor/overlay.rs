@@ -6,7 +6,8 @@ use podwire_kernel::link::Link;
 use podwire_kernel::route::Route;
 
 use super::{Facts, Findings};
-use crate::cluster::DirectRouting;
+use crate::cluster::{DirectRouting, Encapsulation};
+use crate::explain::{self, DEVICE_ALIAS};
 
 /// RTPROT_KERNEL: what comes with an address.
 const BY_KERNEL: u8 = 2;
@@ -53,11 +54,9 @@ fn devices(facts: &Facts, findings: &mut Findings) {
         }
         let own = facts.peers.iter().find(|peer| peer.is_self);
         let announced = own.and_then(|own| {
-            let vteps = own.record.receives.iter();
-            vteps
-                .filter(|vtep| (vtep.encapsulation.vni, vtep.encapsulation.port) == (vxlan.vni, vxlan.port))
-                .map(|vtep| vtep.mac)
-                .next()
+            let vteps = explain::vteps(&own.record, facts.config.as_ref());
+            let of_device = |segment: &Encapsulation| (segment.vni, segment.port) == (vxlan.vni, vxlan.port);
+            vteps.iter().find(|(segment, _)| of_device(segment)).map(|(_, mac)| *mac)
         });
         if let (Some(announced), Some(mac)) = (announced, device.mac)
             && announced != mac
@@ -72,7 +71,7 @@ fn devices(facts: &Facts, findings: &mut Findings) {
         }
         for other in facts.links.iter().filter(|other| other.index != device.index) {
             let Some(theirs) = &other.vxlan else { continue };
-            let is_ours = other.alias.as_deref() == Some(crate::explain::DEVICE_ALIAS);
+            let is_ours = other.alias.as_deref() == Some(DEVICE_ALIAS);
             if (theirs.vni, theirs.port) == (vxlan.vni, vxlan.port) && !is_ours {
                 foreign_vxlan(findings, other);
             }
@@ -86,7 +85,7 @@ fn devices(facts: &Facts, findings: &mut Findings) {
             let taken = other.vxlan.as_ref().is_some_and(|theirs| {
                 (theirs.vni, theirs.port) == (config.encapsulation.vni, config.encapsulation.port)
             });
-            if taken && other.alias.as_deref() != Some(crate::explain::DEVICE_ALIAS) {
+            if taken && other.alias.as_deref() != Some(DEVICE_ALIAS) {
                 foreign_vxlan(findings, other);
             }
         }

@@ -94,14 +94,12 @@ fn remembered_peer(record: &NodeRecord, is_self: bool) -> PeerStatus {
 
 fn node(peer: &PeerStatus, config: Option<&ClusterConfig>) -> explain::Node {
     let record = &peer.record;
-    let vteps = record.receives.iter().map(|vtep| (vtep.encapsulation, vtep.mac));
-    let _ = config;
     explain::Node {
         name: record.name.clone(),
         is_self: peer.is_self,
         addresses: record.addresses.clone(),
         subnets: record.subnets.clone(),
-        vteps: vteps.collect(),
+        vteps: explain::vteps(record, config),
         is_absent: None,
         left_out: (peer.state == PeerState::LeftOut).then(|| peer.problems.join("; ")),
         probes: peer.probes.clone(),
