@@ -71,6 +71,7 @@ fn a_node_is_removed_by_another_and_stays_out_until_it_is_started_again() {
 
         // One that is off is removed without force.
         let off = two.stop().await;
+        one.until("n2 is away", |told| told.absent.contains("n2")).await;
         assert!(one.act(remove("n2", false)).await.is_ok());
         drop(off);
     });
@@ -88,6 +89,7 @@ fn a_node_whose_subnet_is_anothers_by_right_takes_a_new_one_when_its_pods_are_go
         let taken = two.subnets();
         let off = two.stop().await;
         // Removed while it was off, and another has its subnet by now.
+        one.until("n2 is away", |told| told.absent.contains("n2")).await;
         one.act(remove("n2", false)).await.unwrap();
         let mut three = Machine::new(&etcd, 3).with_config(small.clone()).start();
         three.until("have n2's subnet", |told| told.is_member()).await;

@@ -38,6 +38,13 @@ impl Etcd {
         etcd
     }
 
+    /// Gets more members, with more arguments.
+    pub(crate) fn grow(&mut self, members: usize, arguments: &[&str]) {
+        self.arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        self.members.resize_with(members, || None);
+        self.start_again();
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }

@@ -332,7 +332,7 @@ impl Attendance<'_> {
                 if !matches!(asked, Ok(Ok(()))) {
                     return Err(self.connection.failure("keep a lease", "the connection is closed"));
                 }
-                self.owed = Some(Instant::now() + limit * 2);
+                self.owed.get_or_insert(Instant::now() + limit * 2);
             }
             None => {
                 self.connection.confirm().await?;
