@@ -52,6 +52,10 @@ fn install_puts_everything_in_place_and_uninstall_takes_it_away() -> Result<()> 
         "usr/lib/systemd/system/podwired.service",
         "usr/sbin/podwirectl",
         "usr/sbin/podwired",
+        "usr/share/bash-completion/completions/podwirectl",
+        "usr/share/bash-completion/completions/podwired",
+        "usr/share/fish/vendor_completions.d/podwirectl.fish",
+        "usr/share/fish/vendor_completions.d/podwired.fish",
         "usr/share/podwire/10-podwire-ipv4.conflist",
         "usr/share/podwire/10-podwire.conflist",
         "usr/share/podwire/agent.md",
@@ -60,6 +64,8 @@ fn install_puts_everything_in_place_and_uninstall_takes_it_away() -> Result<()> 
         "usr/share/podwire/networkd/podwire.conf",
         "usr/share/podwire/peers.toml",
         "usr/share/podwire/podwired.toml",
+        "usr/share/zsh/site-functions/_podwirectl",
+        "usr/share/zsh/site-functions/_podwired",
     ];
     assert_eq!(files_below(root), expected);
     let mode =
