@@ -328,6 +328,51 @@ fn subnets_of(etcd: &Etcd, node: &str) -> Result<Vec<String>> {
 }
 
 #[test]
+fn a_node_whose_subnet_is_anothers_now_takes_no_more_pods() -> Result<()> {
+    let mut lab = WithEtcd::new("fenced", 1)?;
+    let own = subnets_of(&lab.etcd, "node1")?;
+    // The agent counts pods now and then.
+    let agent = lab.scene.cluster.member(1).agent()?;
+    let counted = wait_for(AT_LAST, || {
+        agent.get_json("/v1/status").is_ok_and(|status| status["pods"]["attached"] == 1)
+    });
+    assert!(counted, "{:?}", agent.get("/v1/status"));
+    for key in &own {
+        let value = lab.etcd.value(key)?;
+        let stolen = value.replace("\"node1\"", "\"other\"").replace("\"instance\":\"", "\"instance\":\"f");
+        assert_ne!(value, stolen);
+        lab.etcd.put(key, &stolen)?;
+    }
+    let member = lab.scene.cluster.member(1);
+    let fenced = wait_for(AT_LAST, || {
+        let status = member.agent().and_then(|agent| agent.get_json("/v1/status"));
+        status.is_ok_and(|status| status["store"]["state"] == "fenced")
+    });
+    assert!(fenced, "{}", member.agent()?.log());
+    // Its pods go on; there are no new ones, and the answer says why and to try again.
+    let refused = wait_for(AT_LAST, || member.try_pod("").is_ok_and(|answer| answer.exit() != Some(0)));
+    assert!(refused, "{}", member.agent()?.log());
+    let (code, message) = member.try_pod("")?.error()?;
+    assert_eq!(code, 11, "{message}");
+    assert!(message.contains("other"), "{message}");
+    let links = lab.scene.pods[1].pod().links()?;
+    assert_eq!(links, ["eth0"]);
+    // An agent that starts again with etcd down does not forget it.
+    lab.etcd.kill_all()?;
+    lab.scene.cluster.member_mut(1).kill_agent()?;
+    lab.scene.cluster.member_mut(1).spawn_agent()?;
+    let member = lab.scene.cluster.member(1);
+    member.wait_for(
+        AT_LAST,
+        "test -S /run/podwire/podwired.sock && test -S /run/podwire/ipam.sock",
+        |_| true,
+    )?;
+    let refused = wait_for(AT_LAST, || member.try_pod("").is_ok_and(|answer| answer.exit() != Some(0)));
+    assert!(refused, "{}", member.agent()?.log());
+    Ok(())
+}
+
+#[test]
 fn records_of_another_node_that_make_no_sense_harm_nobody() -> Result<()> {
     let mut lab = WithEtcd::new("etcd-hostile", 1)?;
     let own: Value = serde_json::from_str(&lab.etcd.value(&format!("{KEYS}nodes/node1"))?)
