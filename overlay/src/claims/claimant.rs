@@ -1,6 +1,5 @@
 //! What this node does about its own claim. PURE.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -455,12 +454,10 @@ impl Claimant {
         let is_taken =
             |subnet: &IpNetwork| holds.contains_key(subnet) || odd.iter().any(|held| overlap(held, subnet));
         // A record whose claim somebody deleted by hand is of a node that goes on using it until it notices.
-        let others = replica.nodes().filter(|record| record.name != self.identity.name);
-        let said = others.flat_map(|record| record.subnets.iter().take(2));
-        let said: BTreeSet<_> = said.collect();
-        let is_taken = |subnet: &IpNetwork| said.contains(subnet) || is_taken(subnet);
+        let is_taken =
+            |subnet: &IpNetwork| is_taken(subnet) || replica.is_said_of_another(subnet, &self.identity.name);
         // An odd hold can take more subnets than one.
-        let most = holds.len() + said.len() + if odd.is_empty() { 0 } else { LONGEST_SEARCH };
+        let most = holds.len() + replica.said_count() + if odd.is_empty() { 0 } else { LONGEST_SEARCH };
         place(range, &self.identity.name, most, is_taken).ok_or_else(|| {
             let inside = || holds.iter().filter(|(held, _)| overlap(held, &range.range));
             let resting =

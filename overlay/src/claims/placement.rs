@@ -1,7 +1,8 @@
 //! Where in a range a node's subnet is looked for. PURE.
 //!
-//! A node begins at the hash of its name, so that nodes that start at the same time seldom want the same subnet, and one that
-//! has lost everything is likely to find the subnet that it had.
+//! A node begins at a hash of its name and goes on in strides that another part of the hash gives, so that nodes that start at
+//! the same time seldom want the same subnet, even where few are left, and one that has lost everything is likely to find
+//! the subnet that it had.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::cluster::ClusterRange;
 
-/// The first subnet that is not taken, from the hash of the name on, around the range. `taken` is how many are at most: it
+/// The first subnet that is not taken, from the hash of the name on, until every subnet of the range had its turn. `taken` is how many are at most: it
 /// bounds the search.
 pub(super) fn place(
     range: &ClusterRange,
@@ -19,9 +20,11 @@ pub(super) fn place(
     is_taken: impl Fn(&IpNetwork) -> bool,
 ) -> Option<IpNetwork> {
     let count = subnet_count(range);
-    let start = hash(range, name) % count;
+    let (start, stride) = hash(range, name);
     let most = count.min(taken as u128 + 1);
-    (0..most).filter_map(|step| subnet(range, (start + step) % count)).find(|subnet| !is_taken(subnet))
+    // The count is a power of two: odd strides meet every subnet before they meet one again.
+    let index = |step: u128| start.wrapping_add((stride | 1).wrapping_mul(step)) % count;
+    (0..most).filter_map(|step| subnet(range, index(step))).find(|subnet| !is_taken(subnet))
 }
 
 /// How many subnets a range has. Not 0, and at most 2⁶⁴ in a range that makes sense.
@@ -44,9 +47,11 @@ fn subnet(range: &ClusterRange, index: u128) -> Option<IpNetwork> {
     IpNetwork::new(address, range.subnet_prefix).ok()
 }
 
-fn hash(range: &ClusterRange, name: &str) -> u128 {
+fn hash(range: &ClusterRange, name: &str) -> (u128, u128) {
     let digest = Sha256::digest(format!("podwire subnet\n{}\n{}\n{name}", range.range, range.subnet_prefix));
-    digest.iter().take(16).fold(0, |hash, byte| hash << 8 | u128::from(*byte))
+    let number = |bytes: &[u8]| bytes.iter().fold(0, |number, byte| number << 8 | u128::from(*byte));
+    let (start, stride) = digest.split_at(16);
+    (number(start), number(stride))
 }
 
 #[cfg(test)]
@@ -82,12 +87,14 @@ mod tests {
         // A new version must look for a node's subnet where the old one did.
         let v4 = range("10.244.0.0/16", 24);
         let v6 = range("fd00:10:244::/48", 64);
-        for (name, first4, first6) in [
-            ("node-1", "10.244.41.0/24", "fd00:10:244:9a9b::/64"),
-            ("node-2", "10.244.247.0/24", "fd00:10:244:d64a::/64"),
+        for (name, first4, second4, first6) in [
+            ("node-1", "10.244.41.0/24", "10.244.188.0/24", "fd00:10:244:9a9b::/64"),
+            ("node-2", "10.244.247.0/24", "10.244.36.0/24", "fd00:10:244:d64a::/64"),
         ] {
             let first = |range| place(range, name, 0, |_| false).unwrap().to_string();
             assert_eq!((first(&v4).as_str(), first(&v6).as_str()), (first4, first6), "{name}");
+            let second = place(&v4, name, 1, |subnet| subnet.to_string() == first4).unwrap().to_string();
+            assert_eq!(second, second4, "{name}");
         }
     }
 

@@ -72,10 +72,14 @@ pub struct Replica {
     presence: BTreeMap<String, Slot<Presence>>,
     /// Which subnets each node has or had last: what a change of a hold must look at again.
     held: BTreeMap<String, BTreeSet<IpNetwork>>,
+    /// Which nodes say of each subnet that they have it.
+    said: BTreeMap<IpNetwork, BTreeSet<String>>,
     /// What cannot be read, and why, by key.
     unreadable: BTreeMap<String, String>,
     /// What can be read and is not believed, and why, by node.
     disbelieved: BTreeMap<String, String>,
+    /// One of the two has changed since [`Replica::has_new_problems`].
+    has_news: bool,
     /// Whose part of the snapshot may be another now.
     stale: BTreeSet<String>,
     stale_config: bool,
@@ -94,8 +98,10 @@ impl Default for Replica {
             subnets: BTreeMap::new(),
             presence: BTreeMap::new(),
             held: BTreeMap::new(),
+            said: BTreeMap::new(),
             unreadable: BTreeMap::new(),
             disbelieved: BTreeMap::new(),
+            has_news: true,
             stale: BTreeSet::new(),
             stale_config: false,
             snapshot: None,
@@ -135,6 +141,7 @@ impl Replica {
             Ok(key) => key,
             Err(why) => {
                 self.unreadable.insert(printable(key), why);
+                self.has_news = true;
                 return;
             }
         };
@@ -143,11 +150,12 @@ impl Replica {
         }
         let value = match Value::parse(&key, bytes) {
             Ok(value) => {
-                self.unreadable.remove(&key.to_string());
+                self.forget_problem(&key.to_string());
                 Some(value)
             }
             Err(why) => {
                 self.unreadable.insert(key.to_string(), why);
+                self.has_news = true;
                 None
             }
         };
@@ -159,14 +167,16 @@ impl Replica {
         self.revision = self.revision.max(revision);
         match key.parse::<Key>() {
             Ok(key) if self.revision_of(&key) <= revision => {
-                self.unreadable.remove(&key.to_string());
+                self.forget_problem(&key.to_string());
                 self.store(key, revision, None);
             }
             Ok(_) => {}
-            Err(_) => {
-                self.unreadable.remove(&printable(key));
-            }
+            Err(_) => self.forget_problem(&printable(key)),
         }
+    }
+
+    fn forget_problem(&mut self, key: &str) {
+        self.has_news |= self.unreadable.remove(key).is_some();
     }
 
     /// `None`: deleted; `Some(None)`: cannot be read.
@@ -209,7 +219,19 @@ impl Replica {
             Key::Node(name) => {
                 let read = |value| if let Value::Node(it) = value { Some(Arc::new(it)) } else { None };
                 self.stale.insert(name.clone());
-                set(&mut self.nodes, name, slot(revision, value, read));
+                let slot = slot(revision, value, read);
+                for subnet in subnets_of(self.nodes.get(&name)) {
+                    if let Some(names) = self.said.get_mut(&subnet) {
+                        names.remove(&name);
+                        if names.is_empty() {
+                            self.said.remove(&subnet);
+                        }
+                    }
+                }
+                for subnet in subnets_of(Some(&slot)) {
+                    self.said.entry(subnet).or_default().insert(name.clone());
+                }
+                set(&mut self.nodes, name, slot);
             }
             Key::Presence(name) => {
                 let read = |value| if let Value::Presence(it) = value { Some(it) } else { None };
@@ -266,9 +288,14 @@ impl Replica {
         self.nodes.get(name).unwrap_or(&Slot::Absent)
     }
 
-    /// What nodes say of themselves, as far as it can be read.
-    pub fn nodes(&self) -> impl Iterator<Item = &Arc<NodeRecord>> {
-        self.nodes.values().filter_map(Slot::value)
+    /// Whether another node than that says of a subnet that it has it.
+    pub fn is_said_of_another(&self, subnet: &IpNetwork, name: &str) -> bool {
+        self.said.get(subnet).is_some_and(|names| names.iter().any(|said| said != name))
+    }
+
+    /// How many subnets nodes say that they have.
+    pub fn said_count(&self) -> usize {
+        self.said.len()
     }
 
     /// Who has a subnet.
@@ -316,6 +343,7 @@ impl Replica {
         }
         for name in stale {
             let (shown, why) = self.shown(&name);
+            self.has_news |= self.disbelieved.get(&name) != why.as_ref();
             match why {
                 Some(why) => self.disbelieved.insert(name.clone(), why),
                 None => self.disbelieved.remove(&name),
@@ -381,12 +409,23 @@ impl Replica {
         &self.absent
     }
 
+    /// Whether [`Replica::problems`] may have changed since this was asked last.
+    pub fn has_new_problems(&mut self) -> bool {
+        std::mem::take(&mut self.has_news)
+    }
+
     /// What an administrator should know, by key.
     pub fn problems(&self) -> impl Iterator<Item = (String, &str)> {
         let unreadable = self.unreadable.iter().map(|(key, why)| (key.clone(), why.as_str()));
         let disbelieved = self.disbelieved.iter().map(|(name, why)| (format!("nodes/{name}"), why.as_str()));
         unreadable.chain(disbelieved)
     }
+}
+
+/// The subnets that a node says it has: one of each family, which is all that the claims of others make room for.
+fn subnets_of(slot: Option<&Slot<Arc<NodeRecord>>>) -> Vec<IpNetwork> {
+    let record = slot.and_then(Slot::value);
+    record.into_iter().flat_map(|record| record.subnets.iter().take(2).copied()).collect()
 }
 
 /// A key that is not ours, for a message: the first 100 characters, nothing that a terminal would obey.

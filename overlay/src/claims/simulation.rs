@@ -379,8 +379,12 @@ impl World {
                 if let Standing::Refused(why) = &standing
                     && why.contains("exhausted")
                 {
-                    let said = it.replica.nodes().flat_map(|record| &record.subnets);
-                    let used: BTreeSet<_> = it.replica.holds().keys().chain(said).collect();
+                    let nodes = it.replica.snapshot().unwrap().nodes.keys();
+                    let said: Vec<_> = nodes
+                        .filter_map(|name| it.replica.node(name).value())
+                        .flat_map(|record| record.subnets.clone())
+                        .collect();
+                    let used: BTreeSet<_> = it.replica.holds().keys().chain(&said).collect();
                     let all = |v4| used.iter().filter(|used| used.is_ipv4() == v4).count() == SUBNETS;
                     assert!(all(true) || all(false), "{why}");
                 }

@@ -41,6 +41,7 @@ pub(super) async fn attend(
         awaits: None,
         removal: None,
         tries: 0,
+        compared: 0,
     };
     attendance.stay().await
 }
@@ -63,6 +64,8 @@ struct Attendance<'a> {
     removal: Option<String>,
     /// How often the command that is being carried out was tried.
     tries: usize,
+    /// The revision of the settings that were compared with this node's own last.
+    compared: u64,
 }
 
 struct Awaited {
@@ -198,9 +201,15 @@ impl Attendance<'_> {
             self.done(&task, outcome);
         }
         let run = &mut *self.run;
-        run.outbox.complain(run.settings.prefix.trim_end_matches('/'), &run.replica);
-        if let (Some(own), Some(config)) = (&run.own_config, run.replica.config().value()) {
-            run.outbox.differ(differences(config, own));
+        if run.replica.has_new_problems() {
+            run.outbox.complain(run.settings.prefix.trim_end_matches('/'), &run.replica);
+        }
+        let config = run.replica.config();
+        if let (Some(own), Some(there)) = (&run.own_config, config.value())
+            && self.compared != config.revision()
+        {
+            self.compared = config.revision();
+            run.outbox.differ(differences(there, own));
         }
         self.shows_again_at = run.outbox.show(&run.replica, run.mark);
         if run.claimant.has_ended()
