@@ -212,6 +212,26 @@ impl Uplink {
         self.add_default_routes()
     }
 
+    /// Connects two nodes, which share a subnet, by one veth instead of the underlay: for measuring what nothing but the
+    /// nodes does. Each keeps its addresses; there is no gateway.
+    ///
+    /// # Errors
+    /// If a link cannot be made.
+    pub fn wire_to(&self, other: &Self) -> Result<()> {
+        let there = format!("/proc/{}/fd/{}", std::process::id(), other.node.netns().as_fd().as_raw_fd());
+        other.in_node(&format!("ip link del {UNDERLAY_LINK}"))?;
+        self.in_node(&format!(
+            "ip link del {UNDERLAY_LINK}; ip link add {UNDERLAY_LINK} type veth peer name {UNDERLAY_LINK} netns {there}"
+        ))?;
+        for uplink in [self, other] {
+            uplink.in_node(&format!("ip link set {UNDERLAY_LINK} up"))?;
+            for address in uplink.underlay.addresses(uplink.number) {
+                uplink.add_address(address)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Cuts the node off from everybody. Its own end stays up: nothing tells the node.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 //! between its marks in a Markdown file. A goal that is missed is no failure: the exit code says whether everything could
 //! be measured.
 
+mod across;
 mod full;
 mod report;
 mod rows;

@@ -116,6 +116,38 @@ impl Report {
         Ok(())
     }
 
+    /// The median of the ratios of what was measured one right after the other, with the interval that holds the true
+    /// median of such rounds with 95 %: by their order, whatever their distribution.
+    pub(crate) fn paired(
+        &mut self,
+        what: &str,
+        goal: Option<Goal>,
+        this: &[f64],
+        to: &[f64],
+        unit: &str,
+    ) -> Result<()> {
+        let ratios = Samples::new(this.iter().zip(to).map(|(this, to)| this / to).collect())?;
+        let count = ratios.0.len() as f64;
+        let half = 0.98 * count.sqrt();
+        let at = |place: f64| ratios.at((place / (count - 1.0)).clamp(0.0, 1.0));
+        let middle = (count - 1.0) / 2.0;
+        let how = format!(
+            "{}–{}; {} {unit} / {} {unit}",
+            figure(at((middle - half).floor())),
+            figure(at((middle + half).ceil())),
+            figure(Samples::new(this.to_vec())?.median()),
+            figure(Samples::new(to.to_vec())?.median())
+        );
+        self.rows.push(Row { what: what.to_owned(), goal, measured: ratios.median(), unit: "×", how });
+        Ok(())
+    }
+
+    /// The figures behind a line.
+    pub(crate) fn samples(&mut self, what: &str, unit: &'static str, samples: &[f64]) -> Result<()> {
+        self.figures_in(what, unit, &Samples::new(samples.to_vec())?);
+        Ok(())
+    }
+
     /// A ratio of medians.
     pub(crate) fn compare(&mut self, what: &str, goal: Option<f64>, this: &Samples, to: &Samples) {
         self.ratio(what, goal, this.median(), to.median(), "ms");

@@ -7,6 +7,7 @@ use std::time::Duration;
 use podwire_netns_tests::{LabError, Result};
 use serde_json::json;
 
+use crate::across;
 use crate::full;
 use crate::report::{Report, Samples};
 use crate::stage::{Contestant, Gives, Network, Slot, Stage};
@@ -52,7 +53,7 @@ pub(crate) struct Group {
 }
 
 /// All measurements.
-pub(crate) const GROUPS: [Group; 2] = [
+pub(crate) const GROUPS: [Group; 3] = [
     Group {
         name: "interfaces",
         measurements: &[
@@ -74,6 +75,14 @@ pub(crate) const GROUPS: [Group; 2] = [
             ("full-burst", full::burst),
             ("ports", full::crowd),
             ("traffic", full::traffic),
+        ],
+    },
+    Group {
+        name: "nodes",
+        measurements: &[
+            ("tunnel", across::tunnel),
+            ("services", across::services),
+            ("bridge", across::bridge),
         ],
     },
 ];

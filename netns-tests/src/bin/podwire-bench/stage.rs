@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use podwire_netns_tests::{Lab, LabError, Node, NodeOptions, Pod, Result, wait_for};
 use serde_json::Value;
 
+pub(crate) use tools::compile;
+
 pub(crate) use network::{Gives, Network, PODS_PORTS};
 
 /// The node's address on its uplink, and that of who is at the other end.
@@ -113,7 +115,7 @@ impl Stage {
             ..NodeOptions::default()
         };
         let node = lab.node_with("node", &options)?;
-        let tools = tools::compile(&node)?;
+        let tools = compile(&node)?;
         Ok(Self { agents: Vec::new(), node, pods: 0.into(), files: 0.into(), tools, programs })
     }
 

@@ -6,7 +6,7 @@ use std::process::Command;
 use podwire_netns_tests::{LabError, Node, Result};
 
 /// Compiles the yardstick programs into the node; gives their directory in it.
-pub(super) fn compile(node: &Node) -> Result<PathBuf> {
+pub(crate) fn compile(node: &Node) -> Result<PathBuf> {
     let dir = node.lab().dir().join("tools");
     std::fs::create_dir_all(&dir).map_err(LabError::because("make a directory for the tools"))?;
     let arch = std::env::consts::ARCH;
@@ -21,6 +21,7 @@ pub(super) fn compile(node: &Node) -> Result<PathBuf> {
         ("full", include_str!("../../../../floor/full.c")),
         ("chain", include_str!("../../../../floor/chain.c")),
         ("meter", include_str!("../../../../floor/meter.c")),
+        ("pair", include_str!("../../../../floor/pair.c")),
         ("empty", include_str!("../../../../floor/empty.c")),
         ("peak", include_str!("../../../../floor/peak.c")),
     ] {
