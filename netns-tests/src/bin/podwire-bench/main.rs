@@ -12,6 +12,7 @@ mod across;
 mod full;
 mod report;
 mod rows;
+mod scale;
 mod stage;
 
 use std::process::ExitCode;

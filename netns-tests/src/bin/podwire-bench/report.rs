@@ -30,6 +30,11 @@ impl Samples {
         self.0.get((last as f64 * share).round() as usize).copied().unwrap_or(f64::NAN)
     }
 
+    /// That which this share of them does not exceed.
+    pub(crate) fn share(&self, share: f64) -> f64 {
+        self.at(share)
+    }
+
     /// The median.
     pub(crate) fn median(&self) -> f64 {
         self.at(0.5)

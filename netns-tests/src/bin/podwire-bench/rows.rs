@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::across;
 use crate::full;
 use crate::report::{Report, Samples};
+use crate::scale;
 use crate::stage::{Contestant, Gives, Network, Slot, Stage};
 
 /// How much is measured.
@@ -53,7 +54,7 @@ pub(crate) struct Group {
 }
 
 /// All measurements.
-pub(crate) const GROUPS: [Group; 3] = [
+pub(crate) const GROUPS: [Group; 4] = [
     Group {
         name: "interfaces",
         measurements: &[
@@ -84,6 +85,10 @@ pub(crate) const GROUPS: [Group; 3] = [
             ("services", across::services),
             ("bridge", across::bridge),
         ],
+    },
+    Group {
+        name: "scale",
+        measurements: &[("cold", scale::cold), ("change", scale::change), ("standing", scale::standing)],
     },
 ];
 

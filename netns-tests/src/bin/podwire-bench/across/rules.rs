@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
+use std::process::Command;
 
-use podwire_netns_tests::{Lab, Node, PluginCall, Pod, Result};
+use podwire_netns_tests::{Lab, LabError, Node, PluginCall, Pod, Result};
 use serde_json::json;
 
 use super::{Course, path};
@@ -98,7 +99,13 @@ impl Flannel {
         let nodes = [lab.node("flannel0")?, lab.node("flannel1")?];
         let pods = [nodes[0].pod("near")?, nodes[1].pod("far")?];
         let there = path(nodes[1].netns()).display().to_string();
-        sh(&nodes[0], &format!("ip link add eth0 type veth peer name eth0 netns {there}"))?;
+        // As this process names it: a node has process ids of its own.
+        let mut link = Command::new("ip");
+        link.args(["link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &there]);
+        let done = nodes[0].netns().run(|| link.status())?.map_err(LabError::because("start ip"))?;
+        if !done.success() {
+            return Err(LabError::new("cannot connect flannel's nodes"));
+        }
         for (i, node) in nodes.iter().enumerate() {
             let (me, peer) = (i, 1 - i);
             let pod = pods[i].name();
@@ -196,7 +203,8 @@ impl Reference {
                 "isDefaultGateway": true, "ipMasq": true, "hairpinMode": true, "mtu": 1450,
                 "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.198.0.0/24" }]] },
             });
-            PluginCall::new("bridge", "ADD").pod(pod).stdin(&config).run(&node)?.ok()?;
+            let call = PluginCall::new("bridge", "ADD").env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+            call.pod(pod).stdin(&config).run(&node)?.ok()?;
         }
         Ok(Self { node, pods, _lab: lab })
     }

@@ -21,6 +21,7 @@ pub(crate) fn compile(node: &Node) -> Result<PathBuf> {
         ("full", include_str!("../../../../floor/full.c")),
         ("chain", include_str!("../../../../floor/chain.c")),
         ("meter", include_str!("../../../../floor/meter.c")),
+        ("peers", include_str!("../../../../floor/peers.c")),
         ("pair", include_str!("../../../../floor/pair.c")),
         ("empty", include_str!("../../../../floor/empty.c")),
         ("peak", include_str!("../../../../floor/peak.c")),
