@@ -62,8 +62,10 @@ pub fn content(network: &Network, dirs: &Dirs) -> String {
     });
     let usual = Dirs::default();
     for (key, path, usual) in [("stateDir", &dirs.state, &usual.state), ("runDir", &dirs.run, &usual.run)] {
-        if path != usual {
-            plugin[key] = json!(path.display().to_string());
+        if path != usual
+            && let Some(plugin) = plugin.as_object_mut()
+        {
+            plugin.insert(key.to_owned(), json!(path.display().to_string()));
         }
     }
     let list = json!({

@@ -156,13 +156,18 @@ async fn serve_until_told(
     }
     tracing::info!("ending");
     notify::stopping();
+    // Taking leave of the cluster may take seconds. Plugins are served meanwhile.
+    tokio::select! {
+        () = &mut serving => {}
+        () = beside.end() => {}
+    }
     // First the name: whoever comes now finds no agent and waits for the lock.
     if let Err(error) = fs::remove_file(&path) {
         tracing::warn!(%error, socket = %path.display(), "cannot remove the socket");
     }
-    let _ = end.send(true);
-    // Both at once: plugins wait for the lock.
-    tokio::join!(serving, beside.end());
+    if end.send(true).is_ok() {
+        serving.await;
+    }
     Ok(())
 }
 

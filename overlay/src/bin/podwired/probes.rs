@@ -22,9 +22,12 @@ const REPORTS: usize = 256;
 /// A prober that has failed is replaced after that time.
 const AGAIN: Duration = Duration::from_secs(10);
 
-/// What the probes found, by peer and family, with the time.
+/// By peer and family, with the time.
+type Newest = BTreeMap<(Arc<str>, IpFamily), (Instant, ProbeReport)>;
+
+/// What the probes found last.
 #[derive(Default)]
-pub(crate) struct Found(RefCell<BTreeMap<(Arc<str>, IpFamily), (Instant, ProbeReport)>>);
+pub(crate) struct Found(RefCell<Newest>);
 
 impl Found {
     /// The newest of each path.
