@@ -14,4 +14,6 @@ mod lab;
 #[cfg(test)]
 mod life;
 #[cfg(test)]
+mod scale;
+#[cfg(test)]
 mod underlay;
