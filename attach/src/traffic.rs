@@ -58,6 +58,30 @@ pub struct Masquerade {
     pub fully_random: bool,
 }
 
+impl Masquerade {
+    /// Outside of these networks. They come into one order, and each that lies within another goes: pods of one network
+    /// are to share one chain of rules.
+    pub fn outside(inside: impl IntoIterator<Item = IpNetwork>, fully_random: bool) -> Self {
+        let network = |range: IpNetwork| IpNetwork::new(range.network(), range.prefix()).unwrap_or(range);
+        let mut inside: Vec<IpNetwork> = inside.into_iter().map(network).collect();
+        inside.sort_unstable();
+        inside.dedup();
+        let covered = |range: &IpNetwork| {
+            let wider = |other: &IpNetwork| other.prefix() < range.prefix() && other.contains(range.ip());
+            inside.iter().any(wider)
+        };
+        let inside = inside.iter().filter(|range| !covered(range)).copied().collect();
+        Self { inside, fully_random }
+    }
+
+    /// The same for a pod of these subnets after the cluster's ranges have changed.
+    #[must_use]
+    pub fn following(&self, subnets: &[IpNetwork], before: &[IpNetwork], now: &[IpNetwork]) -> Self {
+        let kept = self.inside.iter().filter(|range| !before.contains(range));
+        Self::outside(kept.chain(subnets).chain(now).copied(), self.fully_random)
+    }
+}
+
 /// A transport protocol that host ports exist for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use ipnetwork::IpNetwork;
 use podwire_attach::{Attachment, NetworkId, Owner, OwnerId, removal};
 use podwire_kernel::link::{Link, LinkRef};
 use podwire_kernel::{Netlink, Netns, NetnsError, clock};
@@ -658,6 +659,14 @@ impl Batch<'_> {
         let changes = self.pool.attached(owner.id(), generation, finished, self.now)?;
         self.apply(changes);
         Ok(())
+    }
+
+    /// Has the pods of a network follow a change of the cluster's ranges; see [`Pool::follow_ranges`]. Their number.
+    pub fn follow_ranges(&mut self, network: &str, before: &[IpNetwork], now: &[IpNetwork]) -> usize {
+        let changes = self.pool.follow_ranges(network, before, now);
+        let count = changes.len();
+        self.apply(changes);
+        count
     }
 
     /// Takes a reservation back whose interface was not made, or is gone again.

@@ -69,18 +69,8 @@ impl TrafficConfig {
     /// The masquerade of a pod in these subnets; `agent` is where the agent says that pods are.
     pub fn masquerade_for(&self, subnets: &[IpNetwork], agent: &[IpNetwork]) -> Option<Masquerade> {
         let MasqueradeConfig { fully_random, cluster_ranges } = self.masquerade.as_ref()?;
-        let network = |range: &IpNetwork| IpNetwork::new(range.network(), range.prefix()).unwrap_or(*range);
-        let mut inside: Vec<IpNetwork> =
-            subnets.iter().chain(agent).chain(cluster_ranges).map(network).collect();
-        // One order, and nothing twice: pods of one network are to share one chain.
-        inside.sort_unstable();
-        inside.dedup();
-        let covered = |range: &IpNetwork| {
-            let wider = |other: &IpNetwork| other.prefix() < range.prefix() && other.contains(range.ip());
-            inside.iter().any(wider)
-        };
-        let inside: Vec<IpNetwork> = inside.iter().filter(|range| !covered(range)).copied().collect();
-        Some(Masquerade { inside, fully_random: *fully_random })
+        let inside = subnets.iter().chain(agent).chain(cluster_ranges).copied();
+        Some(Masquerade::outside(inside, *fully_random))
     }
 
     /// The ports that a pod with these addresses has. A mapping on an address of a family that it lacks is left out,

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use podwire_attach::{Attachment, NetworkId, Owner, OwnerId};
 
 use super::Pool;
@@ -40,6 +41,26 @@ impl Pool {
             ..lease.clone()
         })));
         Ok(changes)
+    }
+
+    /// Plans to have the pods of a network, whose addresses are hidden outside of the cluster's ranges, follow a change of
+    /// those. Leases that are about to end stay as they are.
+    pub fn follow_ranges(&self, network: &str, before: &[IpNetwork], now: &[IpNetwork]) -> Vec<Change> {
+        let of_network = self
+            .leases()
+            .filter(|lease| lease.attachment.owner.network == network && lease.state != LeaseState::Deleting);
+        let changed = of_network.filter_map(|lease| {
+            let mut attachment = lease.attachment.clone();
+            let subnets: Vec<IpNetwork> = attachment.all_addresses().collect();
+            let masquerade = attachment.traffic.as_mut()?.masquerade.as_mut()?;
+            let following = masquerade.following(&subnets, before, now);
+            if *masquerade == following {
+                return None;
+            }
+            *masquerade = following;
+            Some(Change::PutLease(Box::new(Lease { attachment, ..lease.clone() })))
+        });
+        changed.collect()
     }
 
     /// Plans to give back what a failed ADD reserved, after it has undone its steps. Nothing happens if that

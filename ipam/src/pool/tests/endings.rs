@@ -1,5 +1,7 @@
 //! How a lease ends: by its own ADD or DEL, with its boot, by the sweep, by GC.
 
+use podwire_attach::{Masquerade, Traffic};
+
 use super::*;
 
 #[test]
@@ -23,6 +25,33 @@ fn a_failed_add_gives_its_address_back() {
     node.commit(node.pool.attached(owner("a").id(), grant.generation, None, node.now).expect("attached"));
     assert_eq!(node.pool.cancel(owner("a").id(), grant.generation, node.now), []);
     assert_eq!(node.pool.attached(owner("a").id(), grant.generation, None, node.now), Ok(Vec::new()));
+}
+
+#[test]
+fn masquerade_follows_the_clusters_ranges_and_keeps_what_else_is_inside() {
+    let networks =
+        |texts: &[&str]| texts.iter().map(|text| text.parse().expect("a network")).collect::<Vec<_>>();
+    let mut node = Node::new(vec![set(&["10.0.0.0/24"])]);
+    for name in ["a", "b", "c"] {
+        node.add(name);
+    }
+    let mut lease = node.lease("a").expect("a lease").clone();
+    // Its own subnet lies within the cluster's range; 192.168.0.0/16 stands in the network's configuration.
+    let masquerade = Masquerade::outside(networks(&["10.0.0.0/24", "10.0.0.0/8", "192.168.0.0/16"]), true);
+    lease.attachment.traffic = Some(Traffic { masquerade: Some(masquerade), ..Traffic::default() });
+    node.commit(vec![Change::PutLease(Box::new(lease.clone()))]);
+    let (before, now) = (networks(&["10.0.0.0/8"]), networks(&["172.16.0.0/12", "fd00::/48"]));
+    let network = lease.attachment.owner.network.clone();
+    let changes = node.pool.follow_ranges(&network, &before, &now);
+    assert_eq!(changes.len(), 1, "the others ask for no masquerade");
+    node.commit(changes);
+    let inside = |node: &Node| {
+        let traffic = node.lease("a").expect("a lease").attachment.traffic.clone().expect("traffic");
+        traffic.masquerade.expect("masquerade").inside
+    };
+    assert_eq!(inside(&node), networks(&["10.0.0.0/24", "172.16.0.0/12", "192.168.0.0/16", "fd00::/48"]));
+    assert_eq!(node.pool.follow_ranges(&network, &before, &now), [], "once is enough");
+    assert_eq!(node.pool.follow_ranges("another", &now, &before), []);
 }
 
 #[test]

@@ -53,6 +53,8 @@ pub(crate) enum Cause {
     Overrun,
     /// An ADD came to its end during or after a repair that could not know of it.
     Attached,
+    /// The cluster's ranges have changed, outside of which pods' addresses are hidden.
+    Ranges,
     /// Leases have ended whose rules nobody has removed.
     Ended,
     /// A runtime's GC.
@@ -69,6 +71,7 @@ impl Cause {
             Self::Forwarding => "another program's forward chain changed".to_owned(),
             Self::Overrun => "events were lost".to_owned(),
             Self::Attached => "a pod was attached meanwhile".to_owned(),
+            Self::Ranges => "the cluster's ranges have changed".to_owned(),
             Self::Ended => "pods ended unnoticed".to_owned(),
             Self::Gc => "garbage collection".to_owned(),
             Self::Time => "a look from time to time".to_owned(),

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use ipnetwork::IpNetwork;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use podwire_attach::{OwnerId, step::step};
 use podwire_ipam::service::{Answer, Failure, Op};
@@ -47,6 +48,8 @@ pub(crate) enum Task {
     RulesRemoved(Vec<OwnerId>),
     /// What should be in the packet filter.
     WantedRules(Sender<WantedRules>),
+    /// The ranges of the cluster that a network's pods are part of have changed.
+    Ranges(RangesChange),
     /// Whether that owner has a lease.
     Knows(OwnerId, Sender<bool>),
     /// Whether that lease, of that generation, is still to be ended.
@@ -57,6 +60,14 @@ pub(crate) enum Task {
     Ping(oneshot::Sender<()>),
     /// Carry out what is queued before it, and end.
     Stop,
+}
+
+/// A change of the cluster's ranges, for the pods of a network.
+#[derive(Debug)]
+pub(crate) struct RangesChange {
+    pub(crate) network: String,
+    pub(crate) before: Vec<IpNetwork>,
+    pub(crate) now: Vec<IpNetwork>,
 }
 
 /// What there is at one moment.
@@ -276,6 +287,13 @@ impl State {
                         owners.into_iter().for_each(|owner| batch.rules_removed(owner));
                     }
                     Task::WantedRules(answer) => questions.push(answer),
+                    Task::Ranges(change) => {
+                        let pods = batch.follow_ranges(&change.network, &change.before, &change.now);
+                        if pods > 0 {
+                            tracing::info!(pods, "masquerade of running pods follows the cluster's ranges");
+                            upcoming.rules.changed(Cause::Ranges);
+                        }
+                    }
                     Task::Survey(network, sets, answer) => surveys.push((network, sets, answer)),
                     Task::Ping(answer) => drop(answer.send(())),
                     Task::Knows(owner, answer) => {
