@@ -1,6 +1,7 @@
 //! The CNI configuration by which runtimes come to podwire. Runtimes take a node for ready when they find one, and give it
 //! pods: so the agent writes it when it can serve them, and not before.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -43,6 +44,12 @@ pub struct Rival {
     pub path: PathBuf,
     /// What it does, and what to do about it.
     pub why: String,
+}
+
+impl fmt::Display for Rival {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.why)
+    }
 }
 
 /// The file's content for that network. Addresses are not in it: they are this node's, as the agent says in its
@@ -149,10 +156,7 @@ fn rival(path: PathBuf, own: &Path, network: &str) -> Option<Rival> {
     let is_before = path.file_name() < own.file_name();
     let why = match name_of(&path) {
         Ok(name) if is_before => {
-            format!(
-                "runtimes take network {name:?} of it, whose file comes before {}: remove it",
-                own.display()
-            )
+            format!("runtimes take its network {name:?}, since it comes before {}: remove it", own.display())
         }
         Ok(name) if name == network => {
             format!("it is a second configuration of network {network:?}: remove it")
@@ -291,8 +295,8 @@ mod tests {
         let expected = [
             "05-broken.conf runtimes may stop at it, for it is no CNI configuration: EOF",
             "05-empty.conflist runtimes may stop at it, for it is no CNI configuration: it names no plugin",
-            "10-flannel.conflist runtimes take network \"cbr0\" of it, whose file comes before",
-            "10-one.conf runtimes take network \"one\"",
+            "10-flannel.conflist runtimes take its network \"cbr0\", since it comes before",
+            "10-one.conf runtimes take its network \"one\"",
             "99-podwire.conflist it is a second configuration of network \"podwire\"",
         ];
         assert_eq!(told.len(), expected.len(), "{told:#?}");

@@ -90,7 +90,7 @@ fn gather(dirs: &Dirs, options: &cli::Doctor) -> Result<Facts, Failure> {
         sysctls: sysctls.collect(),
         without_offload: without_offload.collect(),
         networkd: networkd(),
-        rivals: rivals.map(|rival| format!("{}: {}", rival.path.display(), rival.why)).collect(),
+        rivals: rivals.map(|rival| rival.to_string()).collect(),
         leases,
         now: Some(SystemTime::now()),
         newest_file: newest(&[

@@ -10,7 +10,6 @@
 
 mod outcome;
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,7 +32,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use crate::node::{Cluster, Node, boot_time};
+use crate::node::{Node, boot_time};
 use crate::notify;
 use crate::probes::Probes;
 use crate::writer::{RangesChange, Task};
@@ -276,7 +275,7 @@ impl Part {
         telemetry.readiness(member.waiting(now).is_empty(), member.refusal(now).is_some());
         let (memorable, is_live) = (member.memorable(), member.is_live());
         if is_ready && !self.was_ready {
-            tell_runtimes(&mut cluster, &self.config, &self.node.dirs);
+            cluster.conflist_notices = write_conflist(&self.config, &self.node.dirs);
         }
         self.was_ready = is_ready;
         if let Some(memorable) = memorable {
@@ -436,7 +435,8 @@ impl Part {
             // Somebody may have removed or changed what was written.
             self.told = None;
             if self.was_ready {
-                tell_runtimes(&mut self.node.cluster.borrow_mut(), &self.config, &self.node.dirs);
+                let notices = write_conflist(&self.config, &self.node.dirs);
+                self.node.cluster.borrow_mut().conflist_notices = notices;
             }
         }
     }
@@ -466,7 +466,8 @@ impl Part {
             }
         }
         if self.was_ready {
-            tell_runtimes(&mut self.node.cluster.borrow_mut(), &self.config, &self.node.dirs);
+            let notices = write_conflist(&self.config, &self.node.dirs);
+            self.node.cluster.borrow_mut().conflist_notices = notices;
         }
         self.probes.set(self.config.probes.clone());
     }
@@ -655,17 +656,9 @@ fn listed(membership: &Membership) -> String {
     subnets.join(", ")
 }
 
-/// Writes the conflist, and says what is wrong with how runtimes are told of the network.
-fn tell_runtimes(cluster: &mut Cluster, config: &Config, dirs: &Dirs) {
-    let notices = write_conflist(config, dirs);
-    for notice in notices.difference(&cluster.conflist_notices) {
-        tracing::warn!("{notice}");
-    }
-    cluster.conflist_notices = notices;
-}
-
-fn write_conflist(config: &Config, dirs: &Dirs) -> BTreeSet<String> {
-    let mut notices = BTreeSet::new();
+/// Writes the conflist; what is wrong with how runtimes are told of the network.
+fn write_conflist(config: &Config, dirs: &Dirs) -> std::collections::BTreeSet<String> {
+    let mut notices = std::collections::BTreeSet::new();
     let Some(path) = &config.network.conflist else { return notices };
     match conflist::write(path, &conflist::content(&config.network, dirs)) {
         Ok(Written::Changed) => tracing::info!(path = %path.display(), "runtimes are told of the network"),
@@ -674,14 +667,13 @@ fn write_conflist(config: &Config, dirs: &Dirs) -> BTreeSet<String> {
             notices.insert(format!("{} is not this agent's, and is left as it is", path.display()));
         }
         Err(error) => {
-            notices.insert(format!("cannot write {}: {error}", path.display()));
+            let notice = format!("cannot write {}: {error}", path.display());
+            tracing::error!("{notice}");
+            notices.insert(notice);
         }
     }
     match conflist::rivals(path, &config.network.name) {
-        Ok(rivals) => {
-            notices
-                .extend(rivals.into_iter().map(|rival| format!("{}: {}", rival.path.display(), rival.why)));
-        }
+        Ok(rivals) => notices.extend(rivals.iter().map(ToString::to_string)),
         Err(error) => {
             notices.insert(format!("cannot look for other networks beside {}: {error}", path.display()));
         }
