@@ -190,8 +190,8 @@ impl Site {
     /// If they cannot be listed.
     pub fn leases(&self) -> Result<Vec<Value>> {
         let what = "list the leases";
-        let list = ["ipam", "list", "--json", "--network", NETWORK];
-        let done = self.node.run(&Node::dist("podwired").to_string_lossy(), &list)?.success(what)?;
+        let list = ["ipam", "show", "--json", "--network", NETWORK];
+        let done = self.node.run(&Node::dist("podwirectl").to_string_lossy(), &list)?.success(what)?;
         serde_json::from_slice(&done.stdout).map_err(LabError::because(what))
     }
 

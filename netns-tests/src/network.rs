@@ -59,9 +59,9 @@ pub fn leases(node: &Node, network: &str) -> Result<Vec<String>> {
             .filter(|name| name != "lock" && !name.starts_with("last_reserved_ip"))
             .collect());
     }
-    let podwired = Node::dist("podwired").to_string_lossy().into_owned();
+    let podwirectl = Node::dist("podwirectl").to_string_lossy().into_owned();
     let what = "list the leases";
-    let listed = node.run(&podwired, &["ipam", "list", "--json", "--network", network])?.success(what)?;
+    let listed = node.run(&podwirectl, &["ipam", "show", "--json", "--network", network])?.success(what)?;
     let listed: Value = serde_json::from_slice(&listed.stdout).map_err(LabError::because(what))?;
     let listed = listed.as_array().ok_or_else(|| LabError::new(format!("{what}: {listed}")))?;
     let mut leases: Vec<_> = listed.iter().map(Value::to_string).collect();

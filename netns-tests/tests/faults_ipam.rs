@@ -209,8 +209,8 @@ fn pods_of_bridge_and_host_local_are_taken_over_and_given_back() -> Result<()> {
 
         // The way back, with one pod of the bridge plugin and two of podwire.
         let export = ["ipam", "export", "--network", NETWORK, "--force"];
-        let done = site.node().run(&Node::dist("podwired").to_string_lossy(), &export)?;
-        done.success("podwired ipam export")?;
+        let done = site.node().run(&Node::dist("podwirectl").to_string_lossy(), &export)?;
+        done.success("podwirectl ipam export")?;
         agent.map_or(Ok(()), Agent::stop)?;
         let mut exported = site.node().list(format!("/var/lib/cni/networks/{NETWORK}"));
         exported.retain(|name| name.parse::<IpAddr>().is_ok());

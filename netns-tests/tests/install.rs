@@ -63,6 +63,7 @@ fn install_puts_everything_in_place_and_uninstall_takes_it_away() -> Result<()> 
         "usr/share/podwire/networkd/10-podwire.network",
         "usr/share/podwire/networkd/podwire.conf",
         "usr/share/podwire/peers.toml",
+        "usr/share/podwire/podwirectl.md",
         "usr/share/podwire/podwired.toml",
         "usr/share/zsh/site-functions/_podwirectl",
         "usr/share/zsh/site-functions/_podwired",

@@ -85,6 +85,13 @@ fn explain_names_the_broken_hop() -> Result<()> {
             assert!(!done.out().contains("doubtful"), "{}", done.out());
         }
     }
+    let mut shown = String::new();
+    let probed = wait_for(SOON, || {
+        shown = scene.here().podwirectl(&["explain", &a, &b]).map(|done| done.out()).unwrap_or_default();
+        shown.contains("node node1 answered in")
+    });
+    assert!(probed, "{shown}");
+
     // With nobody to repair anything, and nothing but the node's own memory of the cluster.
     scene.cluster.member_mut(0).stop_agent()?;
     let here = scene.here();

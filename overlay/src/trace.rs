@@ -157,7 +157,11 @@ impl Follower {
     }
 
     fn finish(&self, mut passage: Passage) -> Passage {
-        passage.sightings.sort_by_key(|seen| seen.at);
+        // What came in by one link is told with one time at all that stand above it.
+        let is_from_here =
+            passage.sightings.iter().any(|seen| seen.place.role <= Role::Bridge && !seen.outgoing);
+        let step = |role: Role| if is_from_here { role as i8 } else { -(role as i8) };
+        passage.sightings.sort_by_key(|seen| (seen.at, step(seen.place.role)));
         let is_missing = |place: &&Place| passage.sightings.iter().all(|seen| seen.place != **place);
         passage.missing = self.places.iter().filter(is_missing).cloned().collect();
         passage

@@ -99,6 +99,20 @@ fn the_headers_stand_side_by_side() {
 }
 
 #[test]
+fn sightings_of_one_moment_stand_in_the_order_of_the_way() {
+    let mut follower = follower();
+    follower.saw(seen(Role::Bridge, 10, &ping(64, 1)));
+    follower.saw(seen(Role::Pod, 10, &ping(64, 1)));
+    let mut back = seen(Role::Tunnel, 50, &ping(63, 2));
+    back.outgoing = false;
+    follower.saw(back.clone());
+    follower.saw(Sighting { place: place(Role::Underlay), ..back });
+    let roles: Vec<Vec<Role>> =
+        follower.end().iter().map(|all| all.sightings.iter().map(|seen| seen.place.role).collect()).collect();
+    assert_eq!(roles, [[Role::Pod, Role::Bridge], [Role::Underlay, Role::Tunnel]]);
+}
+
+#[test]
 fn what_is_sent_again_is_another_packet() {
     let mut follower = follower();
     follower.saw(seen(Role::Pod, 0, &ping(64, 1)));

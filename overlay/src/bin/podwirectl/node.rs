@@ -100,7 +100,7 @@ fn node(peer: &PeerStatus, config: Option<&ClusterConfig>) -> explain::Node {
         addresses: record.addresses.clone(),
         subnets: record.subnets.clone(),
         vteps: explain::vteps(record, config),
-        is_absent: None,
+        is_absent: peer.is_present.map(|is_present| !is_present),
         left_out: (peer.state == PeerState::LeftOut).then(|| peer.problems.join("; ")),
         probes: peer.probes.clone(),
     }

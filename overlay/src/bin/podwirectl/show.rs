@@ -208,6 +208,9 @@ fn peer_state(peer: &PeerStatus) -> Cell {
         PeerState::Unreachable => ("NOT REACHED", Tone::Bad),
         PeerState::LeftOut => ("LEFT OUT", Tone::Bad),
     };
+    if peer.is_present == Some(false) {
+        return Cell::new(format!("{word}, absent")).tone(Tone::Warning);
+    }
     Cell::new(word).tone(tone)
 }
 
@@ -239,7 +242,9 @@ fn node_text(peer: &PeerStatus, style: Style) -> String {
     }
     row("addresses", join(&record.addresses, " ").into());
     row("subnets", join(&record.subnets, " ").into());
-    row("installation", format!("{} (generation {})", record.instance, record.generation).into());
+    if !record.instance.is_empty() {
+        row("installation", format!("{} (generation {})", record.instance, record.generation).into());
+    }
     row("MTU", record.mtu.map(|mtu| mtu.to_string()).unwrap_or_default().into());
     for vtep in &record.receives {
         row("receives", format!("{} at {}", segment(&vtep.encapsulation), vtep.mac).into());

@@ -157,9 +157,6 @@ pub(crate) enum Command {
     /// Reads the configuration with the flags and the environment of this call, and the files that it names. Prints each
     /// key with its value and where that comes from; the output is a configuration itself. Changes nothing.
     Check(Check),
-    /// Look at the addresses of this node's pods
-    #[command(subcommand)]
-    Ipam(Ipam),
     /// Remove what podwire has made on this node, apart from pods
     ///
     /// The CNI configuration that the agent wrote, what it told plugins, its VXLAN devices and routes, tables inet podwire,
@@ -183,45 +180,6 @@ pub(crate) struct Check {
     /// Print a JSON object
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-#[derive(Debug, Clone, Subcommand)]
-pub(crate) enum Ipam {
-    /// List the addresses that pods have
-    ///
-    /// Asks the agent; where none runs, opens the store.
-    List(List),
-    /// Write a network's addresses as a directory of host-local: the way back to it
-    ///
-    /// Before that, stop giving addresses of the network by podwire: take its configuration away, or change its type
-    /// back. Pods that run keep their addresses and are removed as usual by the bridge plugin.
-    Export(Export),
-}
-
-#[derive(Debug, Clone, Args)]
-pub(crate) struct List {
-    /// Only those of this network
-    #[arg(long, value_name = "NAME")]
-    pub(crate) network: Option<String>,
-
-    /// Print a JSON array, with an object for each lease
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Clone, Args)]
-pub(crate) struct Export {
-    /// The network's name in its configuration
-    #[arg(long, value_name = "NAME")]
-    pub(crate) network: String,
-
-    /// host-local's dataDir. The files go into the directory of the network's name in it
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/cni/networks")]
-    pub(crate) dir: PathBuf,
-
-    /// Replace the addresses that are there
-    #[arg(long)]
-    pub(crate) force: bool,
 }
 
 #[cfg(test)]
@@ -248,7 +206,7 @@ mod tests {
 
     #[test]
     fn flags_may_stand_behind_the_command() {
-        let cli = parse(&["ipam", "list", "--json", "--state-dir", "/s"]);
+        let cli = parse(&["check", "--json", "--state-dir", "/s"]);
         assert_eq!(cli.settings().unwrap().config.state_dir, PathBuf::from("/s"));
         let cli = parse(&["run", "--log-level", "debug", "--set", "probes.peers=3", "--set", "run_dir=/r=r"]);
         let config = cli.settings().unwrap().config;

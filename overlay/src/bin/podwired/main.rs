@@ -38,7 +38,6 @@ fn main() -> ExitCode {
 
 fn run(cli: cli::Cli) -> Result<(), String> {
     let settings = || cli.settings().map_err(|errors| check::told(&errors));
-    let dirs = || settings().map(|settings| cli::dirs(&settings.config));
     match cli.task() {
         cli::Command::Run => {
             let settings = settings()?;
@@ -51,8 +50,6 @@ fn run(cli: cli::Cli) -> Result<(), String> {
             agent::run(agent::Setup { dirs, resolved: settings, again, level })
         }
         cli::Command::Check(options) => check::check(&cli, &options),
-        cli::Command::Ipam(cli::Ipam::List(options)) => commands::list(&dirs()?, &options),
-        cli::Command::Ipam(cli::Ipam::Export(options)) => commands::export(&dirs()?, &options),
         cli::Command::Cleanup => commands::cleanup(&settings()?.config),
         cli::Command::Completions { shell } => commands::completions(shell),
     }
