@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use podwire_netns_tests::cluster::{AT_LAST, AT_ONCE, Cluster, Member, Options, Scene};
-use podwire_netns_tests::underlay::Families;
-use podwire_netns_tests::{LabError, Result, wait_for};
+use podwire_netns_tests::etcd::{Etcd, EtcdOptions};
+use podwire_netns_tests::underlay::{Families, Layout, Underlay};
+use podwire_netns_tests::{Lab, LabError, Result, wait_for};
 use serde_json::Value;
 
 const NODE: &str = "/run/podwire/podwire/node.json";
@@ -334,4 +335,57 @@ fn probes_say_what_gets_through_the_tunnel() -> Result<()> {
     member.uplink().heal()?;
     assert!(wait_for(AT_LAST, || are(true)), "{:#?}; {}", probes(), member.agent()?.log());
     Ok(())
+}
+
+#[test]
+fn a_node_leaves_at_shutdown_if_it_is_told_to_and_no_pod_needs_it() -> Result<()> {
+    let lab = Lab::new("start-leave")?;
+    let underlay = Underlay::new(Families::Ipv4, Layout::Flat)?;
+    let etcd = Etcd::start(&lab, &underlay, &EtcdOptions { members: 1, ..EtcdOptions::default() })?;
+    let store = etcd.agent_settings("leave_at_shutdown = true");
+    let options = Options { underlay: Families::Ipv4, store, ..Options::default() };
+    let mut cluster = Cluster::prepare_on(&lab, &underlay, &options)?;
+    cluster.start_agents()?;
+    let nodes = || etcd.keys("/podwire/v1/nodes/");
+    assert_eq!(nodes()?, ["/podwire/v1/nodes/node0", "/podwire/v1/nodes/node1"]);
+    // A pod needs it.
+    let pod = cluster.pod(0, "a")?;
+    cluster.member_mut(0).stop_agent()?;
+    assert_eq!(nodes()?.len(), 2);
+    assert!(node_config(cluster.member(0))?["refuse"].is_null(), "pods go on to start");
+    cluster.member_mut(0).start_agent()?;
+    pod.delete()?;
+    cluster.member_mut(0).stop_agent()?;
+    assert_eq!(nodes()?, ["/podwire/v1/nodes/node1"]);
+    let member = cluster.member(0);
+    for file in [NODE, CONFLIST, "/var/lib/podwire/cluster.json"] {
+        assert!(!member.node().path(file).exists(), "{file}");
+    }
+    // The other one has no way there any more.
+    let gone = |status: &Value| status["peers"]["total"] == 0;
+    status(cluster.member(1), gone)?;
+    cluster.member_mut(0).start_agent()?;
+    status(cluster.member(1), |status| status["peers"]["tunnel"] == 1)?;
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_ends_while_etcd_is_silent_keeps_no_pod_waiting() -> Result<()> {
+    let lab = Lab::new("start-silent")?;
+    let underlay = Underlay::new(Families::Ipv4, Layout::Flat)?;
+    let etcd = Etcd::start(&lab, &underlay, &EtcdOptions { members: 1, ..EtcdOptions::default() })?;
+    let options = Options { underlay: Families::Ipv4, store: etcd.agent_settings(""), ..Options::default() };
+    let mut cluster = Cluster::prepare_on(&lab, &underlay, &options)?;
+    cluster.start_agents()?;
+    etcd.uplink(0).cut()?;
+    cluster.member_mut(0).agent_mut()?.signal(Signal::SIGTERM)?;
+    logs(cluster.member(0), "ending")?;
+    // Served by the agent that takes its leave, or by the plugin itself.
+    let mut pods = Vec::new();
+    for _ in 0..20 {
+        pods.push(cluster.pod(0, "")?);
+    }
+    let ended = wait_for(AT_LAST, || cluster.member_mut(0).agent_mut().is_ok_and(|agent| agent.has_ended()));
+    assert!(ended, "{}", cluster.member(0).agent()?.log());
+    pods.into_iter().try_for_each(podwire_netns_tests::cluster::ClusterPod::delete)
 }

@@ -608,33 +608,58 @@ impl Part {
     }
 
     /// Ends this node's membership, if no pod needs it; whether it has.
-    async fn leave(&self) -> bool {
-        self.look_at_pods().await;
-        let pods = self.node.pods.borrow().inside;
-        if pods > 0 {
-            tracing::warn!(pods, "does not leave the cluster: pods still have addresses of its subnets");
-            return false;
+    async fn leave(&mut self) -> bool {
+        let told = self.node.cluster.borrow().member.as_ref().and_then(|member| member.node(boot_time()));
+        // First, so that no pod comes between the look and the end.
+        if let Some(told) = &told {
+            let refuse = Some("this node is about to leave the cluster".to_owned());
+            self.tell(NodeConfig { refuse, ..told.clone() });
         }
-        let Some(commands) = self.node.cluster.borrow().commands.clone() else { return false };
-        let (answer, heard) = oneshot::channel();
-        let left = timeout(FAREWELL, async {
-            commands.send(Command { action: Action::Leave, answer }).await.ok()?;
-            heard.await.ok()
-        });
-        match left.await {
-            Ok(Some(Ok(message))) => {
+        let has_left = match self.try_to_leave().await {
+            Ok(message) => {
                 tracing::info!("{message}");
                 true
             }
-            Ok(Some(Err(error))) => {
-                tracing::error!("does not leave the cluster: {error}");
+            Err(why) => {
+                tracing::error!("does not leave the cluster: {why}");
                 false
             }
-            Ok(None) | Err(_) => {
-                tracing::error!("does not leave the cluster: its store does not answer");
-                false
+        };
+        if !has_left {
+            if let Some(told) = told {
+                self.tell(told);
             }
+            return false;
         }
+        // Plugins and runtimes find nothing to make pods with while the agent is away.
+        let network = &self.config.network;
+        if let Err(error) = NodeConfig::remove(&self.node.dirs, &network.name) {
+            tracing::error!("{}", error.chain());
+        }
+        if let Some(path) = &network.conflist
+            && let Err(error) = conflist::remove(path)
+        {
+            tracing::error!(path = %path.display(), %error, "cannot remove the conflist");
+        }
+        true
+    }
+
+    async fn try_to_leave(&self) -> Result<String, String> {
+        let Some(survey) = self.node.survey().await else {
+            return Err("the address store does not say whether there are pods".to_owned());
+        };
+        self.node.note_pods(&survey);
+        let pods = self.node.pods.borrow().inside;
+        if pods > 0 {
+            return Err(format!("{pods} interfaces of pods still have addresses of its subnets"));
+        }
+        let commands = self.node.cluster.borrow().commands.clone();
+        let (answer, heard) = oneshot::channel();
+        let left = timeout(FAREWELL, async {
+            commands?.send(Command { action: Action::Leave, answer }).await.ok()?;
+            heard.await.ok()
+        });
+        left.await.ok().flatten().unwrap_or_else(|| Err("its store does not answer".to_owned()))
     }
 }
 

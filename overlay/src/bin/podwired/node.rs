@@ -112,10 +112,16 @@ impl Node {
 
     /// Looks at the pods, for all who want to know.
     pub(crate) async fn look_at_pods(&self) {
-        let Some(Survey { leases, usage }) = self.survey().await else { return };
+        if let Some(survey) = self.survey().await {
+            self.note_pods(&survey);
+        }
+    }
+
+    /// Keeps what was seen of the pods.
+    pub(crate) fn note_pods(&self, survey: &Survey) {
         let sets = self.range_sets();
         let network = self.resolved.borrow().config.network.name.clone();
-        let pods = Pods::of(&network, &leases, &sets, &usage);
+        let pods = Pods::of(&network, &survey.leases, &sets, &survey.usage);
         self.telemetry.ipam(&pods.counts, &pods.usage);
         *self.pods.borrow_mut() = pods;
     }
