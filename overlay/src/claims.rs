@@ -30,4 +30,4 @@ pub use claimant::{Claimant, Facts, Standing, Step};
 pub use key::{Key, check_name};
 pub use record::{Ended, Epoch, Grace, Hold, LARGEST, Presence, Value};
 pub use replica::{Replica, Slot};
-pub use terms::{BootTime, Contact, LEAST_RECLAIM, Lineage, check_config, differences, may_give_addresses};
+pub use terms::{BootTime, Contact, Lineage, differences, may_give_addresses};

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use super::key::Key;
 use super::record::{Ended, Hold, Value};
 use super::replica::{Replica, Slot};
-use super::terms::{check_config, fits};
+use super::terms::fits;
 use crate::cluster::ClusterConfig;
+use crate::cluster::topology::check_config;
 
 /// A transaction: if every required key is as it was, all is written, else nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -128,7 +129,7 @@ pub fn remove(replica: &Replica, name: &str, force: bool, ended: Ended) -> Resul
 /// # Errors
 /// If they make no sense, or would take from nodes what they have.
 pub fn configure(replica: &Replica, wanted: &ClusterConfig) -> Result<Change, String> {
-    check_config(wanted)?;
+    check_config(wanted).map_err(|error| error.to_string())?;
     let key = Key::Config;
     if let Slot::Holds { value: current, .. } = replica.config()
         && current.name != wanted.name

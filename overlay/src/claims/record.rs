@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::key::{Key, check_name};
-use super::terms::check_config;
+use crate::cluster::topology::check_config;
 use crate::cluster::{ClusterConfig, NodeRecord};
 
 /// The format that is written, and the only one that is read.
@@ -125,7 +125,7 @@ impl Value {
         match key {
             Key::Config => {
                 let config = read(bytes)?;
-                check_config(&config).map(|()| Self::Config(config))
+                check_config(&config).map(|()| Self::Config(config)).map_err(|error| error.to_string())
             }
             Key::Epoch => read(bytes).map(Self::Epoch),
             Key::Grace => read(bytes).map(Self::Grace),
@@ -262,7 +262,7 @@ mod tests {
             (
                 "config",
                 r#"{"format":1,"name":"c","ranges":[{"range":"10.244.0.0/16","subnetPrefix":8}]}"#,
-                "do not fit",
+                "is not between",
             ),
             ("subnets/10.0.0.0-24", r#"{"format":1,"node":"../x","instance":"1","claimed":0}"#, "name"),
             (

@@ -85,6 +85,10 @@ pub struct Replica {
     stale_config: bool,
     snapshot: Option<Arc<Snapshot>>,
     absent: Arc<BTreeSet<String>>,
+    /// Everything is being read.
+    is_loading: bool,
+    /// Nodes that stay in the snapshot as they were, because what the store says of them may be from a backup.
+    retained: BTreeSet<String>,
 }
 
 impl Default for Replica {
@@ -106,21 +110,43 @@ impl Default for Replica {
             stale_config: false,
             snapshot: None,
             absent: Arc::default(),
+            is_loading: false,
+            retained: BTreeSet::new(),
         }
     }
 }
 
 impl Replica {
+    /// A copy with nothing in it yet, and a snapshot that is remembered.
+    pub fn remembering(snapshot: Snapshot) -> Self {
+        Self { snapshot: Some(Arc::new(snapshot)), ..Self::default() }
+    }
+
     /// An empty copy to read everything into, whose snapshots will share with this one's what turns out to be the same.
     pub fn successor(&self) -> Self {
-        let known = self.nodes.keys().chain(self.absent.iter());
+        let shown = self.snapshot.iter().flat_map(|snapshot| snapshot.nodes.keys());
+        let known = self.nodes.keys().chain(shown);
         Self {
             stale: known.cloned().collect(),
             stale_config: true,
             snapshot: self.snapshot.clone(),
             absent: self.absent.clone(),
+            is_loading: true,
+            retained: self.retained.clone(),
             ..Self::default()
         }
+    }
+
+    /// The store was restored from a backup: until [`Replica::release`], each node that is known stays as it was known, unless
+    /// it says something new. A node's claim may be missing there while its pods run.
+    pub fn retain(&mut self) {
+        let known = self.snapshot.iter().flat_map(|snapshot| snapshot.nodes.keys());
+        self.retained = known.cloned().collect();
+    }
+
+    /// What the store says counts again.
+    pub fn release(&mut self) {
+        self.stale.append(&mut self.retained);
     }
 
     /// The newest revision that is in it.
@@ -130,6 +156,7 @@ impl Replica {
 
     /// Everything up to this revision is in it.
     pub fn reached(&mut self, revision: u64) {
+        self.is_loading = false;
         self.revision = self.revision.max(revision);
     }
 
@@ -219,6 +246,9 @@ impl Replica {
             Key::Node(name) => {
                 let read = |value| if let Value::Node(it) = value { Some(Arc::new(it)) } else { None };
                 self.stale.insert(name.clone());
+                if !self.is_loading {
+                    self.retained.remove(&name);
+                }
                 let slot = slot(revision, value, read);
                 for subnet in subnets_of(self.nodes.get(&name)) {
                     if let Some(names) = self.said.get_mut(&subnet) {
@@ -363,6 +393,7 @@ impl Replica {
                 continue;
             };
             match (shown, snapshot.nodes.get(&name)) {
+                (_, Some(_)) if self.retained.contains(&name) => {}
                 (Some(new), Some(old)) if new == *old => {}
                 (None, None) => {}
                 (Some(new), _) => {
@@ -431,4 +462,134 @@ fn subnets_of(slot: Option<&Slot<Arc<NodeRecord>>>) -> Vec<IpNetwork> {
 /// A key that is not ours, for a message: the first 100 characters, nothing that a terminal would obey.
 fn printable(key: &str) -> String {
     key.chars().take(100).flat_map(char::escape_default).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &str = r#"{"format":1,"name":"c","ranges":[{"range":"10.0.0.0/16","subnetPrefix":24}]}"#;
+
+    fn hold(node: &str) -> String {
+        format!(r#"{{"format":1,"node":"{node}","instance":"1","claimed":1}}"#)
+    }
+
+    fn node(name: &str, subnet: &str, mtu: u32) -> String {
+        format!(
+            r#"{{"format":1,"name":"{name}","instance":"1","addresses":["192.0.2.1"],"subnets":["{subnet}"],"mtu":{mtu}}}"#
+        )
+    }
+
+    fn load(replica: &mut Replica, revision: u64, keys: &[(&str, &str)]) {
+        for (key, value) in keys {
+            replica.put(key, revision, value.as_bytes());
+        }
+        replica.reached(revision);
+        replica.settle();
+    }
+
+    fn two_nodes() -> Replica {
+        let mut replica = Replica::default();
+        load(
+            &mut replica,
+            5,
+            &[
+                ("config", CONFIG),
+                ("nodes/a", &node("a", "10.0.1.0/24", 1500)),
+                ("nodes/b", &node("b", "10.0.2.0/24", 1500)),
+                ("subnets/10.0.1.0-24", &hold("a")),
+                ("subnets/10.0.2.0-24", &hold("b")),
+                ("presence/a", r#"{"format":1,"instance":"1","boot":"1","session":"1"}"#),
+            ],
+        );
+        replica
+    }
+
+    fn shown(replica: &Replica) -> BTreeMap<String, Arc<NodeRecord>> {
+        replica.snapshot().unwrap().nodes.clone()
+    }
+
+    #[test]
+    fn what_has_not_changed_is_shared_also_when_everything_is_read_again() {
+        let mut replica = two_nodes();
+        let before = shown(&replica);
+        let whole = replica.snapshot().unwrap().clone();
+        replica.put("nodes/b", 6, node("b", "10.0.2.0/24", 9000).as_bytes());
+        replica.settle();
+        assert!(Arc::ptr_eq(&before["a"], &shown(&replica)["a"]));
+        assert_eq!(shown(&replica)["b"].mtu, Some(9000));
+        assert_eq!(whole.nodes["b"].mtu, Some(1500), "what was told stays");
+
+        let mut again = two_nodes().successor();
+        again.snapshot = Some(whole.clone());
+        load(
+            &mut again,
+            5,
+            &[
+                ("config", CONFIG),
+                ("nodes/a", &node("a", "10.0.1.0/24", 1500)),
+                ("subnets/10.0.1.0-24", &hold("a")),
+            ],
+        );
+        assert!(Arc::ptr_eq(&before["a"], &shown(&again)["a"]));
+        assert!(!shown(&again).contains_key("b"));
+        let same = again.snapshot().unwrap().clone();
+        again.put("presence/a", 9, br#"{"format":1,"instance":"1","boot":"1","session":"2"}"#);
+        again.settle();
+        assert!(Arc::ptr_eq(&same, again.snapshot().unwrap()), "presence is no part of it");
+        assert!(again.absent().is_empty());
+    }
+
+    #[test]
+    fn a_subnet_counts_only_while_its_key_names_the_node_and_its_installation() {
+        for (key, left) in [
+            (Some(hold("a")), 1),
+            (None, 0),
+            (Some(hold("b")), 0),
+            (Some(hold("a").replace(r#""instance":"1""#, r#""instance":"2""#)), 0),
+            (Some(hold("a").replace('}', r#","resting":"left"}"#)), 0),
+            (Some("garbage".to_owned()), 0),
+        ] {
+            let mut replica = two_nodes();
+            match &key {
+                Some(value) => replica.put("subnets/10.0.1.0-24", 6, value.as_bytes()),
+                None => replica.deleted("subnets/10.0.1.0-24", 6),
+            }
+            replica.settle();
+            assert_eq!(shown(&replica)["a"].subnets.len(), left, "{key:?}");
+            assert_eq!(replica.problems().any(|(key, _)| key == "nodes/a"), left == 0, "{key:?}");
+            assert_eq!(shown(&replica)["b"].subnets.len(), 1);
+        }
+    }
+
+    #[test]
+    fn an_older_write_does_not_undo_a_newer_one() {
+        let mut replica = two_nodes();
+        replica.deleted("nodes/a", 9);
+        replica.put("nodes/b", 8, node("b", "10.0.2.0/24", 9000).as_bytes());
+        replica.put("nodes/b", 7, node("b", "10.0.2.0/24", 1400).as_bytes());
+        replica.deleted("nodes/b", 6);
+        replica.settle();
+        assert_eq!(shown(&replica).keys().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(shown(&replica)["b"].mtu, Some(9000));
+        assert_eq!(replica.revision(), 9);
+    }
+
+    #[test]
+    fn nodes_that_a_backup_does_not_know_stay_until_they_had_the_time_to_say_so() {
+        let mut replica = two_nodes();
+        let before = shown(&replica);
+        replica.retain();
+        let mut restored = replica.successor();
+        load(&mut restored, 3, &[("config", CONFIG), ("nodes/a", &node("a", "10.0.7.0/24", 1500))]);
+        assert_eq!(shown(&restored), before);
+        // One says what is so now.
+        restored.put("subnets/10.0.1.0-24", 4, hold("a").as_bytes());
+        restored.put("nodes/a", 4, node("a", "10.0.1.0/24", 9000).as_bytes());
+        restored.settle();
+        assert_eq!((shown(&restored)["a"].mtu, shown(&restored).len()), (Some(9000), 2));
+        restored.release();
+        restored.settle();
+        assert_eq!(shown(&restored).keys().collect::<Vec<_>>(), ["a"]);
+    }
 }

@@ -1,5 +1,5 @@
-//! The shared settings as terms of a claim: which make sense, which may change under the nodes, and what they ask of a node
-//! that has lost contact. PURE.
+//! The shared settings as terms of a claim: what is of a range, what they ask of a node that has lost contact, and how a store's
+//! history is told from another. PURE.
 
 use std::time::Duration;
 
@@ -7,14 +7,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::record::Epoch;
-use crate::cluster::{ClusterConfig, ClusterRange, Encapsulation};
-
-/// The least `reclaim_after`, in seconds: a day. Shorter ones would take subnets from nodes that are only being repaired.
-pub const LEAST_RECLAIM: u64 = 24 * 3600;
-
-/// The largest number of bits between a range's prefix and its subnets': no cluster has more nodes, and every subnet's index
-/// fits in 64 bits.
-const MOST_BITS: u8 = 64;
+use crate::cluster::{ClusterConfig, ClusterRange};
 
 /// A time on CLOCK_BOOTTIME: since the machine was started, with the time that it was suspended, and not changed by anybody who
 /// sets the clock.
@@ -60,59 +53,6 @@ pub fn may_give_addresses(
          make the store reachable",
         without / 3600
     ))
-}
-
-/// Whether a cluster's settings make sense by themselves.
-///
-/// # Errors
-/// With the first thing that is wrong.
-pub fn check_config(config: &ClusterConfig) -> Result<(), String> {
-    if config.name.is_empty() || config.name.len() > 253 || config.name.chars().any(char::is_control) {
-        return Err("the cluster's name must have 1 to 253 characters, and no control characters".to_owned());
-    }
-    if config.ranges.is_empty() {
-        return Err("the cluster has no range: give at least one, such as 10.244.0.0/16".to_owned());
-    }
-    for (at, range) in config.ranges.iter().enumerate() {
-        let ClusterRange { range: network, subnet_prefix } = *range;
-        let prefix = network.prefix();
-        if network.ip() != network.network() {
-            return Err(format!(
-                "range {network} has bits beyond its prefix: is {}/{prefix} meant?",
-                network.network()
-            ));
-        }
-        let (least, most) = if network.is_ipv4() { (prefix, 30) } else { (prefix, 126) };
-        if !(least..=most).contains(&subnet_prefix) || subnet_prefix - prefix > MOST_BITS {
-            return Err(format!(
-                "subnets of /{subnet_prefix} do not fit range {network}: from /{least} to /{}",
-                most.min(prefix.saturating_add(MOST_BITS))
-            ));
-        }
-        if config.ranges.iter().take(at).any(|other| other.range.is_ipv4() == network.is_ipv4()) {
-            return Err(format!(
-                "range {network} is the second of its address family: one for each is possible"
-            ));
-        }
-    }
-    let segments = std::iter::once(&config.encapsulation).chain(&config.also_receive);
-    for Encapsulation { vni, port } in segments {
-        if *vni >= 1 << 24 {
-            return Err(format!("VNI {vni} is too large: below 16777216"));
-        }
-        if *port == 0 {
-            return Err("the encapsulation's port is 0: 8472 is usual".to_owned());
-        }
-    }
-    if config.underlay.is_empty() {
-        return Err("the underlay has no address family: give ipv4, ipv6 or both".to_owned());
-    }
-    match config.reclaim_after_seconds {
-        Some(after) if after < LEAST_RECLAIM => Err(format!(
-            "absent nodes would lose their subnets after {after} s: at least {LEAST_RECLAIM} s (24 h)"
-        )),
-        _ => Ok(()),
-    }
 }
 
 /// Whether a subnet is one of a range's.
@@ -183,5 +123,69 @@ impl Lineage {
     /// The epoch that begins with it.
     pub fn begin(&self, number: u64) -> Epoch {
         Epoch { number, cluster: self.cluster_text(), lead: self.lead.map(|(at_least, _)| at_least) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::claims::simulation::config;
+
+    fn give(reclaim_after: Option<u64>, contact: Option<(&str, u64)>, now: u64) -> Result<(), String> {
+        let config = ClusterConfig { reclaim_after_seconds: reclaim_after, ..config(false) };
+        let contact = contact.map(|(boot, seconds)| Contact { boot: boot.to_owned(), seconds });
+        may_give_addresses(&config, contact.as_ref(), "this", BootTime(Duration::from_secs(now)))
+    }
+
+    #[test]
+    fn a_node_without_contact_gives_no_addresses_where_others_may_get_them() {
+        const DAY: u64 = 86_400;
+        for (reclaim_after, contact, now, gives) in [
+            (None, None, 1_000_000, true),
+            (None, Some(("other", 0)), 1_000_000, true),
+            (Some(DAY), Some(("this", 100)), 100, true),
+            (Some(DAY), Some(("this", 100)), 100 + DAY / 2 - 1, true),
+            (Some(DAY), Some(("this", 100)), 100 + DAY / 2, false),
+            // Nobody knows for how long the machine was off.
+            (Some(DAY), Some(("other", 100)), 100, false),
+            (Some(DAY), None, 0, false),
+            // A time to come is as good as now.
+            (Some(DAY), Some(("this", 100)), 50, true),
+        ] {
+            let given = give(reclaim_after, contact, now);
+            assert_eq!(given.is_ok(), gives, "{reclaim_after:?} {contact:?} {now}: {given:?}");
+        }
+        let why = give(Some(2 * DAY), Some(("this", 0)), 30 * 3600).unwrap_err();
+        assert!(why.contains("30 h") && why.contains("48 h"), "{why}");
+    }
+
+    #[test]
+    fn differences_are_named_with_both_sides() {
+        let here = ClusterConfig { reclaim_after_seconds: Some(86_400), ..config(true) };
+        assert_eq!(differences(&config(true), &config(true)), Vec::<String>::new());
+        let found = differences(&config(false), &here).join("\n");
+        for part in [
+            "range is 10.0.0.0/21",
+            "fd00::/61 in subnets of /64 here",
+            "reclaim_after is never there and 24 h here",
+        ] {
+            assert!(found.contains(part), "{found}");
+        }
+    }
+
+    #[test]
+    fn history_is_told_by_cluster_and_by_how_far_the_log_is_ahead() {
+        let at = |cluster, lead| Lineage { cluster, revision: 10, lead };
+        let epoch = at(7, Some((4, 6))).begin(2);
+        for (lineage, left) in [
+            (at(7, Some((4, 6))), false),
+            (at(7, Some((3, 4))), false),
+            (at(7, Some((90, 100))), false),
+            (at(7, Some((-1, 3))), true),
+            (at(8, Some((4, 6))), true),
+            (at(7, None), false),
+        ] {
+            assert_eq!(lineage.left(&epoch), left, "{lineage:?}");
+        }
     }
 }

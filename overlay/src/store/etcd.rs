@@ -156,11 +156,11 @@ impl From<Failure> for End {
 impl Run {
     fn new(store: EtcdStore, context: StoreContext) -> Self {
         let StoreContext { identity, remembered, announcement, has_pods, events, commands } = context;
-        let (membership, known, mark) = match remembered {
+        let (membership, known, replica, mark) = match remembered {
             Some(Remembered { membership, snapshot, mark }) => {
-                (Some(membership), Some(snapshot.config), mark)
+                (Some(membership), Some(snapshot.config.clone()), Replica::remembering(snapshot), mark)
             }
-            None => (None, None, None),
+            None => (None, None, Replica::default(), None),
         };
         let session = format!("{:032x}", rand::random::<u128>());
         let claimant = Claimant::new(identity, session, membership, known, store.initial.clone());
@@ -172,7 +172,7 @@ impl Run {
             has_pods,
             commands,
             claimant,
-            replica: Replica::default(),
+            replica,
             is_loaded: false,
             mark,
             lease: None,
@@ -273,6 +273,7 @@ impl Run {
             |lineage: &Lineage| self.replica.epoch().value().is_some_and(|epoch| lineage.left(epoch));
         if went_back || lineage.as_ref().is_some_and(other_history) {
             self.is_loaded = false;
+            self.replica.retain();
         }
         self.last_contact = Instant::now();
         tracing::debug!(endpoint, "connected to etcd");

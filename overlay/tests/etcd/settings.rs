@@ -43,7 +43,7 @@ fn settings_change_for_everybody_and_not_under_anybody() {
         for (config, why) in [
             (config(&[("10.245.0.0/16", 24)]), "not in the new ranges"),
             (config(&[("10.244.0.0/16", 25)]), "not in the new ranges"),
-            (config(&[("10.244.0.1/16", 24)]), "bits beyond"),
+            (config(&[("10.244.0.1/16", 24)]), "host bits"),
             (config(&[]), "no range"),
             (ClusterConfig { name: "other".to_owned(), ..ipv4() }, "cannot be changed"),
             (ClusterConfig { reclaim_after_seconds: Some(60), ..ipv4() }, "at least 86400"),

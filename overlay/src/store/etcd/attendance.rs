@@ -201,6 +201,11 @@ impl Attendance<'_> {
             self.done(&task, outcome);
         }
         let run = &mut *self.run;
+        // Nothing was left to do about a restored backup, and nobody waits for anybody any more.
+        if self.awaits.is_none() && run.replica.grace().is_absent() {
+            run.replica.release();
+            run.replica.settle();
+        }
         if run.replica.has_new_problems() {
             run.outbox.complain(run.settings.prefix.trim_end_matches('/'), &run.replica);
         }
