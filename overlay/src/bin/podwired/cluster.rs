@@ -10,6 +10,7 @@
 
 mod outcome;
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,10 +33,9 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use crate::node::{Node, boot_time};
+use crate::node::{Cluster, Node, boot_time};
 use crate::notify;
 use crate::probes::Probes;
-use crate::writer::{RangesChange, Task};
 
 /// How long it takes until what could not be begun is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -275,7 +275,7 @@ impl Part {
         telemetry.readiness(member.waiting(now).is_empty(), member.refusal(now).is_some());
         let (memorable, is_live) = (member.memorable(), member.is_live());
         if is_ready && !self.was_ready {
-            cluster.conflist_notices = write_conflist(&self.config, &self.node.dirs);
+            tell_runtimes(&mut cluster, &self.config, &self.node.dirs);
         }
         self.was_ready = is_ready;
         if let Some(memorable) = memorable {
@@ -286,17 +286,6 @@ impl Part {
     /// Tells plugins what this node is.
     fn tell(&mut self, told: NodeConfig) {
         let mut file = told.clone();
-        // Running pods took the ranges that the file had; an ADD that is under way may have read it just now.
-        let network = &self.config.network.name;
-        if let Ok(Some(before)) = NodeConfig::read(&self.node.dirs, network)
-            && before.cluster_ranges != told.cluster_ranges
-        {
-            self.node.writer.send(Task::Ranges(RangesChange {
-                network: network.clone(),
-                before: before.cluster_ranges,
-                now: told.cluster_ranges.clone(),
-            }));
-        }
         match file.write(&self.node.dirs, &self.config.network.name) {
             Ok(true) => match &told.refuse {
                 Some(why) => tracing::error!("no new pods are taken: {why}"),
@@ -435,8 +424,7 @@ impl Part {
             // Somebody may have removed or changed what was written.
             self.told = None;
             if self.was_ready {
-                let notices = write_conflist(&self.config, &self.node.dirs);
-                self.node.cluster.borrow_mut().conflist_notices = notices;
+                tell_runtimes(&mut self.node.cluster.borrow_mut(), &self.config, &self.node.dirs);
             }
         }
     }
@@ -466,8 +454,7 @@ impl Part {
             }
         }
         if self.was_ready {
-            let notices = write_conflist(&self.config, &self.node.dirs);
-            self.node.cluster.borrow_mut().conflist_notices = notices;
+            tell_runtimes(&mut self.node.cluster.borrow_mut(), &self.config, &self.node.dirs);
         }
         self.probes.set(self.config.probes.clone());
     }
@@ -681,9 +668,17 @@ fn listed(membership: &Membership) -> String {
     subnets.join(", ")
 }
 
-/// Writes the conflist; what is wrong with how runtimes are told of the network.
-fn write_conflist(config: &Config, dirs: &Dirs) -> std::collections::BTreeSet<String> {
-    let mut notices = std::collections::BTreeSet::new();
+/// Writes the conflist, and says what is wrong with how runtimes are told of the network.
+fn tell_runtimes(cluster: &mut Cluster, config: &Config, dirs: &Dirs) {
+    let notices = write_conflist(config, dirs);
+    for notice in notices.difference(&cluster.conflist_notices) {
+        tracing::warn!("{notice}");
+    }
+    cluster.conflist_notices = notices;
+}
+
+fn write_conflist(config: &Config, dirs: &Dirs) -> BTreeSet<String> {
+    let mut notices = BTreeSet::new();
     let Some(path) = &config.network.conflist else { return notices };
     match conflist::write(path, &conflist::content(&config.network, dirs)) {
         Ok(Written::Changed) => tracing::info!(path = %path.display(), "runtimes are told of the network"),
@@ -692,9 +687,7 @@ fn write_conflist(config: &Config, dirs: &Dirs) -> std::collections::BTreeSet<St
             notices.insert(format!("{} is not this agent's, and is left as it is", path.display()));
         }
         Err(error) => {
-            let notice = format!("cannot write {}: {error}", path.display());
-            tracing::error!("{notice}");
-            notices.insert(notice);
+            notices.insert(format!("cannot write {}: {error}", path.display()));
         }
     }
     match conflist::rivals(path, &config.network.name) {
