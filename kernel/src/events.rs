@@ -19,6 +19,7 @@ use crate::addr::Address;
 use crate::error::{Error, Result};
 use crate::link::Link;
 use crate::neighbour::{FdbEntry, Neighbour};
+use crate::netconf::Netconf;
 use crate::reply::{Body, parse_replies};
 use crate::route::Route;
 
@@ -50,6 +51,8 @@ pub enum Event {
     Fdb(FdbEntry),
     /// A forwarding entry is gone. The kernel does not say so for those of a VXLAN device that is removed.
     FdbRemoved(FdbEntry),
+    /// How links pass packets on has changed, or a link with these settings has come. It tells no port.
+    Netconf(Netconf),
     /// Events were lost, or could not be understood: read everything again. What changes after this event is told.
     Overrun,
 }
@@ -82,13 +85,17 @@ pub struct Topics {
     pub routes: bool,
     /// Neighbours of both families, and forwarding entries.
     pub neighbours: bool,
+    /// How links pass packets on, of both families.
+    pub netconf: bool,
 }
 
 impl Topics {
     /// Links alone.
-    pub const LINKS: Self = Self { links: true, addresses: false, routes: false, neighbours: false };
+    pub const LINKS: Self =
+        Self { links: true, addresses: false, routes: false, neighbours: false, netconf: false };
     /// Everything.
-    pub const ALL: Self = Self { links: true, addresses: true, routes: true, neighbours: true };
+    pub const ALL: Self =
+        Self { links: true, addresses: true, routes: true, neighbours: true, netconf: true };
 
     /// RTNLGRP_* of linux/rtnetlink.h.
     fn groups(self) -> impl Iterator<Item = u32> {
@@ -99,6 +106,8 @@ impl Topics {
             (self.addresses, 9),
             (self.routes, 7),
             (self.routes, 11),
+            (self.netconf, 24),
+            (self.netconf, 25),
         ];
         groups.into_iter().filter(|(wanted, _)| *wanted).map(|(_, group)| group)
     }
@@ -233,6 +242,7 @@ fn event(body: Body) -> Option<Event> {
         Body::NeighbourRemoved(neighbour) => Some(Event::NeighbourRemoved(neighbour)),
         Body::Fdb(entry) => Some(Event::Fdb(entry)),
         Body::FdbRemoved(entry) => Some(Event::FdbRemoved(entry)),
+        Body::Netconf(netconf) => Some(Event::Netconf(netconf)),
         Body::Overrun | Body::Malformed => Some(Event::Overrun),
         Body::Ack | Body::Done | Body::Failure { .. } => None,
         // Of groups that are not listened to.

@@ -21,6 +21,7 @@ pub mod legacy_iptables;
 pub mod link;
 mod mac;
 pub mod neighbour;
+pub mod netconf;
 mod netlink;
 mod netns;
 mod nfnetlink;

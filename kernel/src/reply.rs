@@ -7,6 +7,7 @@
 use crate::addr::Address;
 use crate::link::Link;
 use crate::neighbour::{FdbEntry, Neighbour};
+use crate::netconf::Netconf;
 use crate::qdisc::{Filter, Qdisc};
 use crate::route::Route;
 
@@ -74,6 +75,8 @@ pub enum Body {
     Fdb(FdbEntry),
     /// A forwarding entry that is gone (RTM_DELNEIGH with AF_BRIDGE).
     FdbRemoved(FdbEntry),
+    /// Settings of links (RTM_NEWNETCONF).
+    Netconf(Netconf),
     /// A queueing discipline (RTM_NEWQDISC).
     Qdisc(Box<Qdisc>),
     /// A filter (RTM_NEWTFILTER).
@@ -189,6 +192,7 @@ fn parse_body(header: &Header, payload: &[u8]) -> Body {
         28 => neighbour_body(payload, Body::Neighbour, Body::Fdb),
         29 => neighbour_body(payload, Body::NeighbourRemoved, Body::FdbRemoved),
         36 => Qdisc::parse(payload).map(Box::new).map(Body::Qdisc),
+        80 => Some(Netconf::parse(payload).map_or(Body::Other, Body::Netconf)),
         44 => Filter::parse(payload).map(Box::new).map(Body::Filter),
         _ => Some(Body::Other),
     };

@@ -257,7 +257,7 @@ proptest! {
     /// Bytes that get past the header: real messages with a few octets changed or cut off.
     #[test]
     fn damaged_messages_are_survived(
-        kind in prop::sample::select(vec![2_u16, 3, 16, 17, 20, 21, 24, 25, 28, 29]),
+        kind in prop::sample::select(vec![2_u16, 3, 16, 17, 20, 21, 24, 25, 28, 29, 80]),
         route in route(),
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..12),
         keep in any::<prop::sample::Index>(),

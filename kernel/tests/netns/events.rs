@@ -7,8 +7,9 @@ use ipnetwork::IpNetwork;
 use podwire_kernel::events::{Caused, Event, Events, Topics};
 use podwire_kernel::link::{self, LinkChange, LinkRef, Vxlan};
 use podwire_kernel::neighbour::{self, State};
+use podwire_kernel::netconf::{Netconf, Scope};
 use podwire_kernel::route::{self, Nexthop, Route};
-use podwire_kernel::{MacAddr, addr};
+use podwire_kernel::{Family, MacAddr, addr};
 
 use crate::lab::{bridge, in_new_netns, network, pair, socket};
 
@@ -229,6 +230,31 @@ fn a_change_names_the_socket_that_asked_for_it_where_the_kernel_knows() {
                 ("FDB removed", None),
             ]);
             assert_eq!(seen, expected);
+        });
+    });
+}
+
+#[test]
+fn forwarding_that_is_switched_off_or_on_is_told() {
+    in_new_netns(|| {
+        let index = bridge(&mut socket(), "podwire0").index;
+        on_tokio(async {
+            let topics =
+                Topics { netconf: true, links: false, addresses: false, routes: false, neighbours: false };
+            let mut events = Events::open(topics).expect("listening");
+            let steps = [
+                ("net/ipv4/ip_forward", "1", Family::V4, Scope::All, Some(true), None),
+                ("net/ipv4/ip_forward", "0", Family::V4, Scope::All, Some(false), None),
+                ("net/ipv6/conf/all/forwarding", "1", Family::V6, Scope::All, Some(true), None),
+                ("net/ipv6/conf/all/forwarding", "0", Family::V6, Scope::All, Some(false), None),
+                ("net/ipv4/conf/podwire0/rp_filter", "2", Family::V4, Scope::Link(index), None, Some(2)),
+                ("net/ipv4/conf/podwire0/rp_filter", "1", Family::V4, Scope::Link(index), None, Some(1)),
+            ];
+            for (name, value, family, scope, forwarding, rp_filter) in steps {
+                std::fs::write(format!("/proc/sys/{name}"), value).expect(name);
+                let expected = Event::Netconf(Netconf { family, scope, forwarding, rp_filter });
+                until(&mut events, |event| (*event == expected).then_some(())).await;
+            }
         });
     });
 }

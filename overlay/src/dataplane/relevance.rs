@@ -13,6 +13,7 @@ use podwire_kernel::addr::{self, Address};
 use podwire_kernel::events::{Caused, Event};
 use podwire_kernel::link::Link;
 use podwire_kernel::neighbour::{FdbEntry, Neighbour, State};
+use podwire_kernel::netconf::{Netconf, Scope};
 use podwire_kernel::route::{MAIN_TABLE, ROUTE_PROTOCOL, Route};
 use podwire_kernel::{Family, MacAddr};
 
@@ -86,6 +87,7 @@ pub(super) fn cause(caused: &Caused, ours: &Ours<'_>) -> Option<Cause> {
             let key = (neighbour.ifindex, neighbour.address);
             ours.entries.neighbours.contains_key(&key).then_some(Cause::Neighbour)
         }
+        Event::Netconf(netconf) => ours.netconf(netconf),
         Event::Fdb(entry) => ours.fdb(entry),
         Event::FdbRemoved(entry) => {
             let wanted = ours.entries.fdb.get(&(entry.ifindex, entry.mac));
@@ -97,6 +99,21 @@ pub(super) fn cause(caused: &Caused, ours: &Ours<'_>) -> Option<Cause> {
 impl Ours<'_> {
     fn is_device(&self, index: u32) -> bool {
         self.indices.values().any(|known| *known == index)
+    }
+
+    /// Packets are passed on no longer, or our devices refuse what they should take.
+    fn netconf(&self, netconf: &Netconf) -> Option<Cause> {
+        let desired = self.desired?;
+        let is_wrong = match netconf.scope {
+            Scope::All => netconf.forwarding == Some(false) && desired.forwarding.contains(&netconf.family),
+            // As in `Desired::sysctls`. A link that has just come tells all its settings, and is about to get ours.
+            Scope::Link(index) => {
+                let is_strict = netconf.rp_filter.is_some_and(|mode| mode != 2);
+                is_strict && netconf.forwarding.is_none() && self.is_device(index)
+            }
+            Scope::Default => false,
+        };
+        is_wrong.then_some(Cause::Sysctl)
     }
 
     fn is_underlay(&self, index: u32) -> bool {

@@ -55,7 +55,8 @@ fn two_thousand_peers_come_and_go_at_random_and_the_end_is_as_desired() {
             agent.overlay.update(input);
             match round % 50 {
                 17 => drop(sh("ip link set podwire.1 down")),
-                33 => drop(sh("ip route flush proto 112; nft flush ruleset")),
+                // The overlay may be faster with one of the routes.
+                33 => drop(sh("ip route flush proto 112 || true; nft flush ruleset")),
                 // Now and then several are told at once.
                 rest if rest % 5 == 0 => pause(),
                 _ => drop(agent.report(|report| report.number >= number)),
