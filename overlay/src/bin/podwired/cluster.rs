@@ -36,6 +36,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use crate::node::{Cluster, Node, boot_time};
 use crate::notify;
 use crate::probes::Probes;
+use crate::writer::{RangesChange, Task};
 
 /// How long it takes until what could not be begun is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -286,6 +287,17 @@ impl Part {
     /// Tells plugins what this node is.
     fn tell(&mut self, told: NodeConfig) {
         let mut file = told.clone();
+        // Running pods took the ranges that the file had; an ADD that is under way may have read it just now.
+        let network = &self.config.network.name;
+        if let Ok(Some(before)) = NodeConfig::read(&self.node.dirs, network)
+            && before.cluster_ranges != told.cluster_ranges
+        {
+            self.node.writer.send(Task::Ranges(RangesChange {
+                network: network.clone(),
+                before: before.cluster_ranges,
+                now: told.cluster_ranges.clone(),
+            }));
+        }
         match file.write(&self.node.dirs, &self.config.network.name) {
             Ok(true) => match &told.refuse {
                 Some(why) => tracing::error!("no new pods are taken: {why}"),
