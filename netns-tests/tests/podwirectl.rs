@@ -321,6 +321,36 @@ fn doctor_finds_each_planted_problem_and_nothing_on_a_clean_node() -> Result<()>
 }
 
 #[test]
+fn on_every_kind_of_cluster_all_is_well() -> Result<()> {
+    for (underlay, settings) in [
+        (Families::Ipv6, ""),
+        (Families::Dual, ""),
+        (Families::Dual, "direct_routing = \"auto\""),
+        (Families::Dual, "direct_routing = \"always\""),
+    ] {
+        let agent = "[probes]\ninterval_seconds = 1".to_owned();
+        let options = Options { underlay, settings: settings.to_owned(), agent, ..Options::default() };
+        let cluster = Cluster::start("kinds", &options)?;
+        let pods = [cluster.pod(0, "a")?, cluster.pod(1, "b")?];
+        cluster.assert_reach(&pods[0], &pods[1])?;
+        let here = cluster.member(0);
+        let kind = format!("{underlay:?} {settings}");
+        finds(here, &[], &kind)?;
+        for ipv4 in [true, false] {
+            let [a, b] = [pods[0].address(ipv4)?.to_string(), pods[1].address(ipv4)?.to_string()];
+            for [from, to] in [[&a, &b], [&b, &a]] {
+                let found = broken(here, from, to)?;
+                let shown = here.podwirectl(&["explain", from, to])?.out();
+                assert_eq!(found, Value::Null, "{kind}: {shown}");
+                assert!(!shown.contains("doubtful"), "{kind}: {shown}");
+            }
+        }
+        ends_with(here, 0, &["status"])?;
+    }
+    Ok(())
+}
+
+#[test]
 fn what_is_shown_is_for_people_and_for_programs() -> Result<()> {
     let mut scene = Scene::new("show")?;
     let here = scene.here();

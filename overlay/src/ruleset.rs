@@ -184,6 +184,7 @@ impl Ruleset {
                 packet,
                 hook,
                 table: (chain.family, &chain.table),
+                rules: self.rules_of(chain.family, &chain.table),
                 base: &chain.object.name,
                 known: RefCell::default(),
             };
@@ -206,16 +207,13 @@ impl Ruleset {
         if perhaps.is_empty() { Fate::Passes } else { Fate::MayBeDropped(perhaps) }
     }
 
-    /// The rules of a chain.
-    fn rules_of<'a>(
-        &'a self,
-        family: Family,
-        table: &'a str,
-        chain: &'a str,
-    ) -> impl Iterator<Item = &'a FoundRule> {
-        self.rules
-            .iter()
-            .filter(move |rule| rule.family == family && rule.table == table && rule.chain == chain)
+    /// The rules of a table by chain. A service proxy has thousands of chains.
+    fn rules_of(&self, family: Family, table: &str) -> BTreeMap<&str, Vec<&FoundRule>> {
+        let mut by_chain: BTreeMap<&str, Vec<&FoundRule>> = BTreeMap::new();
+        for rule in self.rules.iter().filter(|rule| rule.family == family && rule.table == table) {
+            by_chain.entry(&rule.chain).or_default().push(rule);
+        }
+        by_chain
     }
 
     fn set(&self, family: Family, table: &str, name: &str) -> Option<&(Found<Set>, Vec<Element>)> {
@@ -234,6 +232,7 @@ struct Walk<'a> {
     packet: &'a Packet,
     hook: Hook,
     table: (Family, &'a str),
+    rules: BTreeMap<&'a str, Vec<&'a FoundRule>>,
     base: &'a str,
     /// Chains that were walked: thousands of rules of a service proxy jump to a few.
     known: RefCell<BTreeMap<String, Outcomes>>,
@@ -265,7 +264,7 @@ impl Walk<'_> {
         }
         let mut all = Outcomes::default();
         let mut is_over = false;
-        for rule in self.ruleset.rules_of(self.table.0, self.table.1, name) {
+        for rule in self.rules.get(name).into_iter().flatten().copied() {
             let (holds, verdict) = self.rule(rule);
             let Some(verdict) = verdict.filter(|_| holds != Holds::No) else { continue };
             let mut ends = holds == Holds::Yes;

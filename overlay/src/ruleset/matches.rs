@@ -47,6 +47,15 @@ pub(super) fn xtables(name: &str, info: &[u8]) -> Holds {
     match name {
         "comment" => Holds::Yes,
         "conntrack" => conntrack(info),
+        "mark" => mark(info),
+        _ => Holds::Perhaps,
+    }
+}
+
+/// `struct xt_mark_mtinfo1`: the mark, a mask, and whether it must be another one. The packet has none.
+fn mark(info: &[u8]) -> Holds {
+    match info {
+        [a, b, c, d, _, _, _, _, invert, ..] => (([a, b, c, d] == [&0; 4]) != (*invert != 0)).into(),
         _ => Holds::Perhaps,
     }
 }

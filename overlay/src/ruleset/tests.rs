@@ -93,6 +93,33 @@ fn established_connections_alone_do_not_help_a_new_one() {
 }
 
 #[test]
+fn marks_of_xtables_are_read() {
+    let marked = |mark: u32, invert: u8| {
+        let mut info = [mark.to_ne_bytes(), mark.to_ne_bytes()].concat();
+        info.push(invert);
+        let mark = Expr::Match { name: "mark".to_owned(), revision: 1, info };
+        let drops = vec![rule("FORWARD", 5, vec![mark, Expr::Verdict(Verdict::Drop)])];
+        forward(Policy::Accept, drops).fate(Hook::Forward, &packet(), false)
+    };
+    assert_eq!(marked(0x8000, 0), Fate::Passes);
+    assert!(matches!(marked(0x8000, 1), Fate::Dropped(_)));
+}
+
+#[test]
+fn a_service_proxys_thousands_of_chains_are_walked_in_time() {
+    let mut rules = Vec::new();
+    for number in 0..20_000_u64 {
+        let limit = Expr::Other { name: "limit".to_owned(), attributes: Vec::new() };
+        rules.push(rule("FORWARD", number, vec![limit.clone(), Expr::jump(format!("svc{number}"))]));
+        rules.push(rule(&format!("svc{number}"), number, vec![limit, Expr::Verdict(Verdict::Accept)]));
+    }
+    let began = std::time::Instant::now();
+    assert_eq!(forward(Policy::Accept, rules).fate(Hook::Forward, &packet(), false), Fate::Passes);
+    // Some tens of milliseconds; a walk that looks at all rules for each chain takes minutes.
+    assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[test]
 fn sets_of_intervals_are_searched() {
     let set = Set { name: "s".to_owned(), key: DataType::IPV4_ADDR, interval: true, ..Set::default() };
     let elements = vec![
