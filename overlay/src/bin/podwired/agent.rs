@@ -25,7 +25,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use crate::changes;
 use crate::cluster;
 use crate::control::{Control, serve_public};
-use crate::counts::Counts;
+use crate::counts::{Counts, Tenants};
 use crate::links::Links;
 use crate::log;
 use crate::node::Node;
@@ -83,12 +83,13 @@ pub(crate) fn run(setup: Setup) -> Result<(), String> {
     tracing::info!(socket = %dirs.socket().display(), leases, "serving");
 
     let served = LocalSet::new().block_on(&runtime, async {
+        let tenants = Rc::new(Tenants::default());
         let service = Service {
             writer: writer.clone(),
             links: links.clone(),
             rules: rules.clone(),
             removing: Removing::default(),
-            counts: Counts::new(telemetry.clone()),
+            counts: Counts::new(telemetry.clone(), Rc::clone(&tenants)),
         };
         spawn_local(links.listen(events));
         match changes {
@@ -99,7 +100,7 @@ pub(crate) fn run(setup: Setup) -> Result<(), String> {
         rules.changed(Cause::Start);
         spawn_local(serve::finish(service.clone(), to_finish));
         let Setup { dirs, resolved, again, level } = setup;
-        let node = Node::new(dirs, resolved, writer.clone(), rules.clone(), telemetry);
+        let node = Node::new(dirs, resolved, writer.clone(), rules.clone(), telemetry, tenants);
         let threads = Threads { writer_ended, keeper_ended };
         serve_until_told(socket, service, node, Reload { again, level }, threads).await
     });

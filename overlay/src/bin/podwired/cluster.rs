@@ -156,7 +156,6 @@ struct Part {
     has_overlay: bool,
     probes: Probes,
     announcement: watch::Sender<Announcement>,
-    has_pods: watch::Sender<bool>,
     /// The number of what the overlay thread was last told.
     sent: u64,
     /// What plugins were last told.
@@ -207,10 +206,8 @@ impl Part {
             cluster.failure = None;
         }
         let (announcement, _) = watch::channel(Announcement::default());
-        // Until it has been looked: a fenced node must not take other subnets while pods have the old ones.
-        let (has_pods, _) = watch::channel(true);
         let remembered = recollection.map(|recollection| recollection.remembered);
-        let (events, store) = begin_store(&node, store, &identity, remembered, &announcement, &has_pods);
+        let (events, store) = begin_store(&node, store, &identity, remembered, &announcement);
         let probes = Probes::start(
             config.probes.clone(),
             &identity.name,
@@ -231,7 +228,6 @@ impl Part {
             has_overlay: true,
             probes,
             announcement,
-            has_pods,
             sent: 0,
             told: None,
             was_ready: false,
@@ -367,7 +363,7 @@ impl Part {
             }
         }
         if has_moved {
-            self.look_at_pods().await;
+            self.node.look_at_pods().await;
             let (few, count) = self.node.pods.borrow().outside.clone();
             if count > 0 {
                 tracing::error!(
@@ -430,7 +426,7 @@ impl Part {
         let is_look = ticks.is_multiple_of(LOOK_TICKS);
         // A fenced node takes other subnets as soon as the last pod is gone.
         if is_look || is_fenced {
-            self.look_at_pods().await;
+            self.node.look_at_pods().await;
         }
         if is_look {
             // Somebody may have removed or changed what was written.
@@ -439,12 +435,6 @@ impl Part {
                 tell_runtimes(&mut self.node.cluster.borrow_mut(), &self.config, &self.node.dirs);
             }
         }
-    }
-
-    async fn look_at_pods(&self) {
-        self.node.look_at_pods().await;
-        let has_pods = self.node.pods.borrow().inside > 0;
-        self.has_pods.send_if_modified(|had| std::mem::replace(had, has_pods) != has_pods);
     }
 
     /// The configuration has been read again: what can change while the agent runs does.
@@ -529,8 +519,7 @@ impl Part {
             let Memorable { membership, snapshot, mark, .. } = memorable;
             Remembered { membership, snapshot: Snapshot::clone(&snapshot), mark }
         });
-        let begun =
-            begin_store(&self.node, store, &self.identity, remembered, &self.announcement, &self.has_pods);
+        let begun = begin_store(&self.node, store, &self.identity, remembered, &self.announcement);
         (self.events, self.store) = begun;
         self.has_store = true;
     }
@@ -747,7 +736,6 @@ fn begin_store(
     identity: &Identity,
     remembered: Option<Remembered>,
     announcement: &watch::Sender<Announcement>,
-    has_pods: &watch::Sender<bool>,
 ) -> (mpsc::Receiver<StoreEvent>, JoinHandle<()>) {
     let (commands, to_do) = mpsc::channel(8);
     let (events, heard) = mpsc::channel(16);
@@ -756,7 +744,7 @@ fn begin_store(
         identity: identity.clone(),
         remembered,
         announcement: announcement.subscribe(),
-        has_pods: has_pods.subscribe(),
+        has_pods: node.tenants.subscribe(),
         events,
         commands: to_do,
     };

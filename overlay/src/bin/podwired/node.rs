@@ -17,6 +17,7 @@ use podwire_overlay::telemetry::Telemetry;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
+use crate::counts::Tenants;
 use crate::probes::Found;
 use crate::rules::Rules;
 use crate::writer::{Survey, Writer};
@@ -31,6 +32,7 @@ pub(crate) struct Node {
     pub(crate) writer: Writer,
     pub(crate) rules: Rules,
     pub(crate) telemetry: Telemetry,
+    pub(crate) tenants: Rc<Tenants>,
     pub(crate) started: Instant,
     /// The threads that did not answer when they were last asked.
     pub(crate) silent: RefCell<Vec<&'static str>>,
@@ -83,6 +85,7 @@ impl Node {
         writer: Writer,
         rules: Rules,
         telemetry: Telemetry,
+        tenants: Rc<Tenants>,
     ) -> Rc<Self> {
         Rc::new(Self {
             dirs,
@@ -90,6 +93,7 @@ impl Node {
             writer,
             rules,
             telemetry,
+            tenants,
             started: Instant::now(),
             silent: RefCell::default(),
             pods: RefCell::default(),
@@ -112,8 +116,12 @@ impl Node {
 
     /// Looks at the pods, for all who want to know.
     pub(crate) async fn look_at_pods(&self) {
+        let given = self.tenants.given();
         if let Some(survey) = self.survey().await {
             self.note_pods(&survey);
+            // Without subnets it cannot be said whose addresses they are.
+            let is_known = !self.range_sets().is_empty();
+            self.tenants.found(given, !is_known || self.pods.borrow().inside > 0);
         }
     }
 

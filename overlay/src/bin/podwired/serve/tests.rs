@@ -95,7 +95,7 @@ fn with_store<T, F: Future<Output = ()>>(
             spawn_local(links.clone().listen(events));
             spawn_local(changes::mind(rules.clone(), changes));
             let removing = Removing::default();
-            let counts = Counts::new(telemetry);
+            let counts = Counts::new(telemetry, Rc::default());
             work(Service { writer: writer.clone(), links, rules: rules.clone(), removing, counts }, stored)
                 .await;
             rules.stop();
