@@ -284,7 +284,7 @@ fn the_encapsulation_changes_without_loss() -> Result<()> {
         };
         let first = scene.before.clone();
         // The port, the VNI, both, and back to where it was.
-        let ways = [(1, 8472), (1, 4789), (4_000_000, 4789), (7, 8473), (1, 8472)];
+        let ways = [(1, 8472), (1, 4789), (4_000_000, 4789), (7, 8475), (1, 8472)];
         for pair in ways.windows(2) {
             let (old, new) = (pair[0], pair[1]);
             let receives = |scene: &Scene, which: (u32, u16)| -> Result<()> {

@@ -129,6 +129,10 @@ impl Ours<'_> {
             let device = self.desired?.devices.iter().find(|device| device.id == id)?;
             return (!is_as_desired(link, device)).then_some(Cause::Link);
         }
+        // One of ours that has another name now.
+        if self.is_device(link.index) {
+            return Some(Cause::Link);
+        }
         if self.settings.bridge.as_deref() == Some(link.name.as_str()) {
             let mtu = self.desired.and_then(|desired| desired.pods.mtu);
             let is_right = link.bridge.is_some()

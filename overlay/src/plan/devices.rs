@@ -21,6 +21,9 @@ pub(super) enum Fate {
         index: u32,
         /// Its neighbours do not outlive the plan's changes.
         loses_neighbours: bool,
+        /// It sends from another address than before. Each of its forwarding entries goes on to use the old one for as long
+        /// as the kernel has a way to the machine cached with it.
+        sends_anew: bool,
     },
     /// It is made, and has nothing yet; in the place of one with this index, which takes all it has with it.
     Made(Option<u32>),
@@ -113,7 +116,8 @@ fn one(device: &Device, desired: &Desired, observed: &Observed, plan: &mut Plan)
         if change != DeviceChange::default() {
             plan.push(Operation::ChangeDevice { device: device.id, change });
         }
-        return Fate::Kept { index: link.index, loses_neighbours: change.mac.is_some() };
+        let sends_anew = change.settings.is_some_and(|wanted| wanted.local != vxlan.local);
+        return Fate::Kept { index: link.index, loses_neighbours: change.mac.is_some(), sends_anew };
     }
     let wanted = device.vxlan();
     let rival = observed.links.iter().find(|link| {
@@ -124,7 +128,9 @@ fn one(device: &Device, desired: &Desired, observed: &Observed, plan: &mut Plan)
                 && link.name != name
         })
     });
-    if let Some(rival) = rival {
+    // Ours that somebody has given another name.
+    let renamed = rival.filter(|rival| rival.alias.as_deref() == Some(MARK));
+    if let Some(rival) = rival.filter(|_| renamed.is_none()) {
         plan.problems.push(Problem::here(
             ProblemKind::Device,
             format!(
@@ -135,14 +141,14 @@ fn one(device: &Device, desired: &Desired, observed: &Observed, plan: &mut Plan)
         ));
         return Fate::Barred;
     }
-    if let Some(link) = found {
+    for link in found.into_iter().chain(renamed) {
         plan.push(Operation::DeleteDevice { index: link.index, name: link.name.clone() });
     }
     plan.push(Operation::CreateDevice(*device));
     sysctls(plan);
     let change = DeviceChange { up: true, ..DeviceChange::default() };
     plan.push(Operation::ChangeDevice { device: device.id, change });
-    Fate::Made(found.map(|link| link.index))
+    Fate::Made(found.or(renamed).map(|link| link.index))
 }
 
 /// Whether the rest can be changed in place: of a device's settings the kernel changes source address (within its

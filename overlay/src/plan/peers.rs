@@ -30,16 +30,27 @@ pub(super) fn plan(
 ) {
     let mut tables = Tables::new(observed, devices);
     let strangers = Strangers::new(desired, observed);
-    let mut routes = Vec::new();
+    let (mut stale, mut entries, mut routes) = (Vec::new(), Vec::new(), Vec::new());
     for (place, path) in (0..).zip(&desired.paths) {
-        let mut push = |operation| plan.steps.push(Step { operation, peer: Some(place) });
+        let mut push = |operation| entries.push(Step { operation, peer: Some(place) });
         for item in path.neighbours() {
             if tables.lacks_neighbour(&item, devices) {
                 push(Operation::SetNeighbour(item));
             }
         }
-        if let Some(item) = path.fdb().filter(|item| tables.lacks_fdb(item, devices)) {
-            push(Operation::SetFdb(item));
+        if let Some(item) = path.fdb() {
+            let lacks = tables.lacks_fdb(&item, devices);
+            // Replacing an entry by its equal changes nothing, not even what is cached with it.
+            let renew =
+                !lacks && matches!(devices.get(&item.device), Some(Fate::Kept { sends_anew: true, .. }));
+            if renew {
+                let FdbItem { device, mac, remote } = item;
+                let operation = Operation::RemoveFdb { device, mac, remote: Some(remote) };
+                stale.push(Step { operation, peer: Some(place) });
+            }
+            if lacks || renew {
+                push(Operation::SetFdb(item));
+            }
         }
         for route in path.routes() {
             if let Some(operation) = tables.route(&route, devices, &strangers) {
@@ -47,6 +58,8 @@ pub(super) fn plan(
             }
         }
     }
+    plan.steps.extend(stale);
+    plan.steps.extend(entries);
     plan.steps.extend(routes);
     plan.problems.extend(strangers.problems);
     if deletes == Deletes::Allowed {
@@ -62,7 +75,7 @@ impl<'a> Tables<'a> {
         };
         let with_neighbours = |ifindex: u32| {
             devices.values().any(
-                |fate| matches!(fate, Fate::Kept { index, loses_neighbours: false } if *index == ifindex),
+                |fate| matches!(fate, Fate::Kept { index, loses_neighbours: false, .. } if *index == ifindex),
             )
         };
         let mut tables = Self {

@@ -201,7 +201,9 @@ fn what_drifted_is_put_back_without_a_new_device() {
         converge(&mut kernel, &all, &underlay4()),
         "\
 ip link set podwire.1 address 02:82:da:21:4b:ec mtu 1450 nomaster alias 'podwire overlay' type vxlan nolearning ttl 64 local 192.0.2.1
+bridge fdb del 62:10:b3:58:b5:64 dev podwire.1 self dst 192.0.2.2
 ip neigh replace 10.244.2.0 lladdr 62:10:b3:58:b5:64 dev podwire.1 nud permanent
+bridge fdb replace 62:10:b3:58:b5:64 dev podwire.1 dst 192.0.2.2 self permanent
 "
     );
     kernel.down(index);
@@ -224,6 +226,16 @@ fn a_device_that_cannot_become_ours_is_made_again() {
     device.vxlan = device.vxlan.map(|vxlan| link::Vxlan { udp_checksum: true, ..vxlan });
     let done = converge(&mut kernel, &all, &underlay4());
     assert!(done.starts_with("ip link del podwire.1\nip link add podwire.1 "), "{done}");
+}
+
+#[test]
+fn a_device_that_somebody_renamed_is_made_again() {
+    let mut kernel = Kernel::new();
+    let all = snapshot(config4(), [record4(2)]);
+    converge(&mut kernel, &all, &underlay4());
+    kernel.state.links.last_mut().expect("a device").name = "other0".to_owned();
+    let done = converge(&mut kernel, &all, &underlay4());
+    assert!(done.starts_with("ip link del other0\nip link add podwire.1 "), "{done}");
 }
 
 #[test]
@@ -255,6 +267,10 @@ fn another_underlay_address_and_mtu_are_followed_in_place() {
         converge(&mut kernel, &all, &facts),
         "\
 ip link set podwire.1 mtu 1350 type vxlan nolearning ttl 64 local 192.0.2.77
+bridge fdb del 62:10:b3:58:b5:64 dev podwire.1 self dst 192.0.2.2
+bridge fdb del a2:04:a5:a4:0a:01 dev podwire.1 self dst 192.0.2.3
+bridge fdb replace 62:10:b3:58:b5:64 dev podwire.1 dst 192.0.2.2 self permanent
+bridge fdb replace a2:04:a5:a4:0a:01 dev podwire.1 dst 192.0.2.3 self permanent
 ip route replace 10.244.3.0/24 via 10.244.3.0 dev podwire.1 proto 112 metric 4 onlink
 "
     );
