@@ -6,7 +6,7 @@ use std::time::Duration;
 use podwire_netns_tests::chain::Chain;
 use podwire_netns_tests::network::rules_of_pods;
 use podwire_netns_tests::traffic::{Client, Outside, Place, Port, Server, Sink, UPLINK, send_for};
-use podwire_netns_tests::{Answer, Lab, LabError, Node, PluginCall, Pod, Result};
+use podwire_netns_tests::{Answer, LIMIT, Lab, LabError, Node, PluginCall, Pod, Result, program};
 use serde_json::{Value, json};
 
 const NOT_CHAINABLE: u64 = 117;
@@ -197,6 +197,53 @@ fn what_cannot_be_chained_is_refused_and_changes_nothing() -> Result<()> {
         assert!(message.contains("eth0"), "{message}");
     }
     assert_eq!(scene.node.run("sh", &["-c", "nft list ruleset; ip link"])?.out(), before);
+    Ok(())
+}
+
+#[test]
+fn a_pod_on_a_link_of_its_own_sends_from_its_own_addresses_alone() -> Result<()> {
+    // Two of a kind but for the check: without it the other address gets there and back.
+    for checks in [false, true] {
+        let checked = json!({ "type": "podwire", "addressCheck": checks, "macspoofchk": checks });
+        let mut scene = Scene::new("chained-spoof", ptp(), checked)?;
+        scene.runtime = Value::Null;
+        let pod = scene.node.pod("a")?;
+        let result = scene.add(&pod)?;
+        let host_end = result["interfaces"][0]["name"].as_str().unwrap_or_default().to_owned();
+        let at = |place: &Pod, command: &str| -> Result<bool> {
+            Ok(place.run_program(program("sh").args(["-c", command]), LIMIT)?.status.success())
+        };
+        for other in ["10.1.0.99/32", "fd01::99/128"] {
+            let ready = at(&pod, &format!("ip address add {other} dev eth0 nodad"))?
+                && at(
+                    scene.outside.as_pod(),
+                    "ip route replace 10.1.0.0/24 via 198.51.100.1; ip route replace fd01::/64 via fd51::1",
+                )?;
+            assert!(ready, "prepare {other}");
+            let route = format!("ip route add {other} dev {host_end}");
+            scene.node.run("sh", &["-c", &route])?.success(&route)?;
+        }
+        let is_heard =
+            |from: &str, to: &str| at(&pod, &format!("busybox ping -c 2 -i 0.2 -W 1 -I {from} {to}"));
+        let own = |index: usize| {
+            let address = result["ips"][index]["address"].as_str().unwrap_or_default();
+            address.split('/').next().unwrap_or_default().to_owned()
+        };
+        for (index, other, to) in [(0, "10.1.0.99", "198.51.100.2"), (1, "fd01::99", "fd51::2")] {
+            assert!(is_heard(&own(index), to)?, "its own address, checked: {checks}");
+            assert_eq!(is_heard(other, to)?, !checks, "{other}, checked: {checks}");
+        }
+        // Another MAC address, with its own IP address.
+        assert!(at(
+            &pod,
+            "ip link set eth0 address 02:00:00:00:00:99; ip route | grep -q default || ip route add default via 10.1.0.1"
+        )?);
+        let forget = format!("ip neighbour flush dev {host_end}");
+        scene.node.run("sh", &["-c", &forget])?.success(&forget)?;
+        assert_eq!(is_heard(&own(0), "198.51.100.2")?, !checks, "another MAC address, checked: {checks}");
+        scene.run("DEL", &pod, Some(&result))?.ok()?;
+        scene.assert_nothing_left()?;
+    }
     Ok(())
 }
 

@@ -29,13 +29,6 @@ pub(super) fn add(
     let mut host = Netlink::open().map_err(failure::kernel)?;
     let mut inside = netns.netlink().map_err(failure::kernel)?;
     let given = given(env, &mut host, &mut inside)?;
-    if config.traffic.mac_check && given.port.is_none() {
-        let text = format!(
-            "macspoofchk and addressCheck need a bridge, and {} in the container is connected to {} without one",
-            env.ifname, given.host_end
-        );
-        return Err(CniError::new(code::NOT_CHAINABLE, text));
-    }
     let facts = node::facts(config)?;
     let attachment = attachment(env, config, netns, &inside, &given, previous, &facts);
     let (mut reservation, ()) = Reservation::make(env, config, &attachment, &facts, || Ok(()))?;
