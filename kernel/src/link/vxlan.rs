@@ -162,6 +162,10 @@ pub fn create_vxlan(name: &str, mac: MacAddr, mtu: Option<u32>, settings: &Vxlan
 /// Changes of a VXLAN device what the kernel can change in place: the source address of what it sends, within its
 /// family, and learning, TTL and DF. Everything else of it stays, routes, neighbours and forwarding entries too. The kernel
 /// refuses (EOPNOTSUPP) another VNI or port, other checksums and another kind of operation.
+///
+/// A forwarding entry that was used remembers the source address that it was used with (its `dst_cache`), for as long as
+/// that route is valid: after a change of the source address, entries must be removed and made again, since to replace one
+/// by the same changes nothing.
 pub fn change_vxlan(link: LinkRef<'_>, settings: &Vxlan) -> Request<'static> {
     let mut message = addressed(link);
     let mut data = settings.data();
