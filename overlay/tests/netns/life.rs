@@ -170,6 +170,24 @@ fn forwarding_and_source_checks_are_put_right_at_once_and_what_no_event_tells_of
 }
 
 #[test]
+fn the_bridge_is_ready_as_soon_as_it_is_up() {
+    in_new_netns(|| {
+        let _uplink = uplink();
+        let mut world = World::new(1);
+        let mut agent = Agent::start();
+        agent.tell(&mut world);
+        sh(
+            "ip link add port type veth peer name pod; ip link set port master podwire0 up; ip link set pod up",
+        );
+        for _ in 0..3 {
+            sh("ip link set podwire0 down");
+            until_kernel_is(SOON, &world.expected(1500));
+            assert!(!ip("-6 addr show dev podwire0").contains("tentative"));
+        }
+    });
+}
+
+#[test]
 fn lost_events_are_a_reason_to_look() {
     in_new_netns(|| {
         let _uplink = uplink();
