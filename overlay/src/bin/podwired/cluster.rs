@@ -8,32 +8,32 @@
 //! It runs beside the service of addresses and never stops it: whatever fails here is said and tried again, and pods of this
 //! node go on to start.
 
+mod end;
+mod files;
 mod outcome;
+mod stores;
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use podwire_ipam::{Dirs, NodeConfig};
+use podwire_ipam::NodeConfig;
 use podwire_kernel::clock;
 use podwire_overlay::cluster::Snapshot;
-use podwire_overlay::config::{Config, Store};
-use podwire_overlay::conflist::{self, Written};
+use podwire_overlay::config::Config;
+use podwire_overlay::conflist;
 use podwire_overlay::dataplane::{Input, Overlay, Report, Settings};
 use podwire_overlay::identity;
 use podwire_overlay::member::{Member, Memorable};
 use podwire_overlay::remembered::{Memory, Recollection};
-use podwire_overlay::store::etcd::{EtcdSettings, EtcdStore, Timing};
-use podwire_overlay::store::file::FileStore;
-use podwire_overlay::store::{
-    Action, Announcement, ClusterStore, Command, Identity, Membership, Remembered, StoreContext, StoreEvent,
-};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use podwire_overlay::store::{Announcement, Identity, Membership, Remembered, StoreEvent};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::node::{Cluster, Node, boot_time};
+use self::files::{refuse_what_nobody_knows, tell_runtimes};
+use self::stores::{begin_store, open};
+use crate::node::{Node, boot_time};
 use crate::notify;
 use crate::probes::Probes;
 use crate::writer::{RangesChange, Task};
@@ -120,24 +120,6 @@ async fn part(node: Rc<Node>, reload: Arc<Notify>, mut ending: watch::Receiver<b
     }
     part.end().await;
     Ok(())
-}
-
-/// An agent that remembers nothing must not leave standing what an earlier one said: the subnets may be others' by now.
-fn refuse_what_nobody_knows(dirs: &Dirs, network: &str) {
-    match NodeConfig::read(dirs, network) {
-        Ok(None) => {}
-        Ok(Some(node)) if node.refuse.is_some() => {}
-        found => {
-            let mut node = found.ok().flatten().unwrap_or_default();
-            node.refuse = Some("the agent does not know yet whether these are still its subnets".to_owned());
-            match node.write(dirs, network) {
-                Ok(_) => {
-                    tracing::warn!("nothing is remembered of the cluster: no new pods before it has answered")
-                }
-                Err(error) => tracing::error!("{}", error.chain()),
-            }
-        }
-    }
 }
 
 /// See the module.
@@ -556,99 +538,6 @@ impl Part {
         let memory = self.memory.clone();
         *writing = Some(spawn_blocking(move || write(&memory, &memorable)));
     }
-
-    /// The agent ends; the node stays a member, unless it is told to leave, and its traffic flows on.
-    async fn end(mut self) {
-        let leaves = self.config.cluster.as_ref().is_some_and(|cluster| cluster.leave_at_shutdown);
-        let has_left = leaves && self.leave().await;
-        let (overlay, memorable) = {
-            let mut cluster = self.node.cluster.borrow_mut();
-            // The store hears of the end by it.
-            cluster.commands = None;
-            let memorable =
-                cluster.member.as_ref().filter(|member| member.is_live()).and_then(Member::memorable);
-            (cluster.overlay.take(), memorable)
-        };
-        // Events that nobody takes would keep it from its farewell.
-        self.events.close();
-        if timeout(FAREWELL, &mut self.store).await.is_err() {
-            tracing::warn!(
-                "the cluster's store did not take leave in time; others see this node as present a while longer"
-            );
-            self.store.abort();
-        }
-        self.probes.stop();
-        stop(overlay).await;
-        if let Some(writing) = self.memorized.writing.take() {
-            let _ = writing.await;
-        }
-        let memory = self.memory.clone();
-        let written = spawn_blocking(move || match memorable {
-            _ if has_left => {
-                if let Err(error) = memory.forget() {
-                    tracing::warn!(%error, "cannot remove what was remembered of the cluster");
-                }
-            }
-            Some(memorable) => write(&memory, &memorable),
-            None => {}
-        });
-        let _ = written.await;
-    }
-
-    /// Ends this node's membership, if no pod needs it; whether it has.
-    async fn leave(&mut self) -> bool {
-        let told = self.node.cluster.borrow().member.as_ref().and_then(|member| member.node(boot_time()));
-        // First, so that no pod comes between the look and the end.
-        if let Some(told) = &told {
-            let refuse = Some("this node is about to leave the cluster".to_owned());
-            self.tell(NodeConfig { refuse, ..told.clone() });
-        }
-        let has_left = match self.try_to_leave().await {
-            Ok(message) => {
-                tracing::info!("{message}");
-                true
-            }
-            Err(why) => {
-                tracing::error!("does not leave the cluster: {why}");
-                false
-            }
-        };
-        if !has_left {
-            if let Some(told) = told {
-                self.tell(told);
-            }
-            return false;
-        }
-        // Plugins and runtimes find nothing to make pods with while the agent is away.
-        let network = &self.config.network;
-        if let Err(error) = NodeConfig::remove(&self.node.dirs, &network.name) {
-            tracing::error!("{}", error.chain());
-        }
-        if let Some(path) = &network.conflist
-            && let Err(error) = conflist::remove(path)
-        {
-            tracing::error!(path = %path.display(), %error, "cannot remove the conflist");
-        }
-        true
-    }
-
-    async fn try_to_leave(&self) -> Result<String, String> {
-        let Some(survey) = self.node.survey().await else {
-            return Err("the address store does not say whether there are pods".to_owned());
-        };
-        self.node.note_pods(&survey);
-        let pods = self.node.pods.borrow().inside;
-        if pods > 0 {
-            return Err(format!("{pods} interfaces of pods still have addresses of its subnets"));
-        }
-        let commands = self.node.cluster.borrow().commands.clone();
-        let (answer, heard) = oneshot::channel();
-        let left = timeout(FAREWELL, async {
-            commands?.send(Command { action: Action::Leave, answer }).await.ok()?;
-            heard.await.ok()
-        });
-        left.await.ok().flatten().unwrap_or_else(|| Err("its store does not answer".to_owned()))
-    }
 }
 
 fn write(memory: &Memory, memorable: &Memorable) {
@@ -669,37 +558,6 @@ fn listed(membership: &Membership) -> String {
     subnets.join(", ")
 }
 
-/// Writes the conflist, and says what is wrong with how runtimes are told of the network.
-fn tell_runtimes(cluster: &mut Cluster, config: &Config, dirs: &Dirs) {
-    let notices = write_conflist(config, dirs);
-    for notice in notices.difference(&cluster.conflist_notices) {
-        tracing::warn!("{notice}");
-    }
-    cluster.conflist_notices = notices;
-}
-
-fn write_conflist(config: &Config, dirs: &Dirs) -> BTreeSet<String> {
-    let mut notices = BTreeSet::new();
-    let Some(path) = &config.network.conflist else { return notices };
-    match conflist::write(path, &conflist::content(&config.network, dirs)) {
-        Ok(Written::Changed) => tracing::info!(path = %path.display(), "runtimes are told of the network"),
-        Ok(Written::Unchanged) => {}
-        Ok(Written::Foreign) => {
-            notices.insert(format!("{} is not this agent's, and is left as it is", path.display()));
-        }
-        Err(error) => {
-            notices.insert(format!("cannot write {}: {error}", path.display()));
-        }
-    }
-    match conflist::rivals(path, &config.network.name) {
-        Ok(rivals) => notices.extend(rivals.iter().map(ToString::to_string)),
-        Err(error) => {
-            notices.insert(format!("cannot look for other networks beside {}: {error}", path.display()));
-        }
-    }
-    notices
-}
-
 /// What the overlay thread is told once.
 fn settings(config: &Config) -> Settings {
     Settings {
@@ -708,45 +566,4 @@ fn settings(config: &Config) -> Settings {
         addresses: config.overlay.addresses.clone(),
         bridge: Some(config.network.bridge.clone()),
     }
-}
-
-fn open(config: &Config, reload: &Arc<Notify>) -> Result<Box<dyn ClusterStore>, String> {
-    match config.cluster.as_ref().map(|cluster| &cluster.store) {
-        Some(Store::File { path }) => Ok(Box::new(FileStore::new(path.clone(), Arc::clone(reload)))),
-        Some(Store::Etcd(etcd)) => {
-            let settings = EtcdSettings {
-                endpoints: etcd.endpoints.clone(),
-                prefix: etcd.prefix.clone(),
-                ca: etcd.ca.clone(),
-                certificate: etcd.certificate.clone(),
-                key: etcd.key.clone(),
-                username: etcd.username.clone(),
-                password_file: etcd.password_file.clone(),
-                timing: Timing::default(),
-            };
-            Ok(Box::new(EtcdStore::new(settings, etcd.initial.clone())))
-        }
-        None => Err("there is no cluster".to_owned()),
-    }
-}
-
-fn begin_store(
-    node: &Node,
-    store: Box<dyn ClusterStore>,
-    identity: &Identity,
-    remembered: Option<Remembered>,
-    announcement: &watch::Sender<Announcement>,
-) -> (mpsc::Receiver<StoreEvent>, JoinHandle<()>) {
-    let (commands, to_do) = mpsc::channel(8);
-    let (events, heard) = mpsc::channel(16);
-    node.cluster.borrow_mut().commands = Some(commands);
-    let context = StoreContext {
-        identity: identity.clone(),
-        remembered,
-        announcement: announcement.subscribe(),
-        has_pods: node.tenants.subscribe(),
-        events,
-        commands: to_do,
-    };
-    (heard, spawn_local(store.run(context)))
 }

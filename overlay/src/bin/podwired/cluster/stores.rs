@@ -1,0 +1,53 @@
+//! The cluster's store, as it is configured.
+
+use std::sync::Arc;
+
+use podwire_overlay::config::{Config, Store};
+use podwire_overlay::store::etcd::{EtcdSettings, EtcdStore, Timing};
+use podwire_overlay::store::file::FileStore;
+use podwire_overlay::store::{Announcement, ClusterStore, Identity, Remembered, StoreContext, StoreEvent};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{JoinHandle, spawn_local};
+
+use crate::node::Node;
+
+pub(super) fn open(config: &Config, reload: &Arc<Notify>) -> Result<Box<dyn ClusterStore>, String> {
+    match config.cluster.as_ref().map(|cluster| &cluster.store) {
+        Some(Store::File { path }) => Ok(Box::new(FileStore::new(path.clone(), Arc::clone(reload)))),
+        Some(Store::Etcd(etcd)) => {
+            let settings = EtcdSettings {
+                endpoints: etcd.endpoints.clone(),
+                prefix: etcd.prefix.clone(),
+                ca: etcd.ca.clone(),
+                certificate: etcd.certificate.clone(),
+                key: etcd.key.clone(),
+                username: etcd.username.clone(),
+                password_file: etcd.password_file.clone(),
+                timing: Timing::default(),
+            };
+            Ok(Box::new(EtcdStore::new(settings, etcd.initial.clone())))
+        }
+        None => Err("there is no cluster".to_owned()),
+    }
+}
+
+pub(super) fn begin_store(
+    node: &Node,
+    store: Box<dyn ClusterStore>,
+    identity: &Identity,
+    remembered: Option<Remembered>,
+    announcement: &watch::Sender<Announcement>,
+) -> (mpsc::Receiver<StoreEvent>, JoinHandle<()>) {
+    let (commands, to_do) = mpsc::channel(8);
+    let (events, heard) = mpsc::channel(16);
+    node.cluster.borrow_mut().commands = Some(commands);
+    let context = StoreContext {
+        identity: identity.clone(),
+        remembered,
+        announcement: announcement.subscribe(),
+        has_pods: node.tenants.subscribe(),
+        events,
+        commands: to_do,
+    };
+    (heard, spawn_local(store.run(context)))
+}
