@@ -372,7 +372,7 @@ impl Random {
 }
 
 #[test]
-fn two_thousand_peers_join_and_leave_at_random_for_a_minute() -> Result<()> {
+fn a_crowd_of_two_thousand_peers_joins_and_leaves_at_random_for_a_minute() -> Result<()> {
     let mut scene = Scene::new("crowd", Families::Ipv4)?;
     let own = scene.cluster.peers.nodes.clone();
     let mut random = Random(4);
