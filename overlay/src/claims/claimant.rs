@@ -70,7 +70,7 @@ pub enum Standing {
 }
 
 /// For how many subnets a place is looked for where something odd stands in the range.
-const LONGEST_SEARCH: usize = 1 << 20;
+const LONGEST_SEARCH: usize = 1 << 12;
 
 /// Why a subnet that this node knows as its own is not its own now.
 struct Lost {
@@ -449,8 +449,11 @@ impl Claimant {
         }
         let holds = replica.holds();
         // Settings and holds can be changed by hand: a hold of another size takes all that it overlaps.
-        let odd: Vec<_> =
-            holds.keys().filter(|held| !fits(range, held) && overlap(held, &range.range)).collect();
+        let odd: Vec<_> = if replica.has_other_sizes(range.range.is_ipv4(), range.subnet_prefix) {
+            holds.keys().filter(|held| !fits(range, held) && overlap(held, &range.range)).collect()
+        } else {
+            Vec::new()
+        };
         let is_taken =
             |subnet: &IpNetwork| holds.contains_key(subnet) || odd.iter().any(|held| overlap(held, subnet));
         // A record whose claim somebody deleted by hand is of a node that goes on using it until it notices.

@@ -72,6 +72,8 @@ pub struct Replica {
     presence: BTreeMap<String, Slot<Presence>>,
     /// Which subnets each node has or had last: what a change of a hold must look at again.
     held: BTreeMap<String, BTreeSet<IpNetwork>>,
+    /// How many subnets there are of each size: family (is it IPv4) and prefix.
+    sizes: BTreeMap<(bool, u8), usize>,
     /// Which nodes say of each subnet that they have it.
     said: BTreeMap<IpNetwork, BTreeSet<String>>,
     /// What cannot be read, and why, by key.
@@ -102,6 +104,7 @@ impl Default for Replica {
             subnets: BTreeMap::new(),
             presence: BTreeMap::new(),
             held: BTreeMap::new(),
+            sizes: BTreeMap::new(),
             said: BTreeMap::new(),
             unreadable: BTreeMap::new(),
             disbelieved: BTreeMap::new(),
@@ -281,7 +284,14 @@ impl Replica {
                     self.stale.insert(hold.node.clone());
                     self.held.entry(hold.node.clone()).or_default().insert(subnet);
                 }
+                let was_there = self.subnets.contains_key(&subnet);
                 set(&mut self.subnets, subnet, slot);
+                let size = self.sizes.entry((subnet.is_ipv4(), subnet.prefix())).or_default();
+                match (was_there, self.subnets.contains_key(&subnet)) {
+                    (false, true) => *size += 1,
+                    (true, false) => *size -= 1,
+                    _ => {}
+                }
             }
         }
     }
@@ -336,6 +346,11 @@ impl Replica {
     /// All subnets that somebody has, had last, or may have.
     pub fn holds(&self) -> &BTreeMap<IpNetwork, Slot<Hold>> {
         &self.subnets
+    }
+
+    /// Whether there are subnets of that family with another prefix than that.
+    pub fn has_other_sizes(&self, is_ipv4: bool, prefix: u8) -> bool {
+        self.sizes.iter().any(|(size, count)| size.0 == is_ipv4 && size.1 != prefix && *count > 0)
     }
 
     /// The subnets that name a node, resting ones among them.

@@ -211,10 +211,6 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn name(&self) -> &str {
-        &self.machine.identity.name
-    }
-
     /// Listens until what it was told is so.
     pub(crate) async fn until(&mut self, what: &str, is_so: impl FnMut(&Told) -> bool) {
         self.within(LIMIT, what, is_so).await;
