@@ -15,7 +15,7 @@ use crate::file;
 /// By this the file is known as the agent's own. Runtimes pass over keys that they do not know.
 const MARK: (&str, &str) = ("managedBy", "podwired");
 
-/// What [`write`] has done.
+/// What [`write()`] has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {
     /// The file is new, or has new content.

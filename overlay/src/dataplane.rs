@@ -8,7 +8,7 @@
 //!                      └──────────────────────── kernel ◀────────────────────────┘
 //! ```
 //! The kernel is the record: each full pass reads it, and what was done before is not trusted. What others change is heard
-//! by events ([`relevance`] tells it from what the thread itself does) and put back; what no event tells of is found by a
+//! by events (`relevance` tells it from what the thread itself does) and put back; what no event tells of is found by a
 //! look every 10 s. [`crate::controller`] decides when.
 //!
 //! Ours are the VXLAN devices of our names with all they have, routes of our protocol number, the bridge of our name with

@@ -1,6 +1,6 @@
 //! What must be done so that the kernel becomes as desired, in which order. PURE.
 //!
-//! [`plan`] compares with what the kernel has, [`delta`] with what was desired before: the first is the truth, the
+//! [`plan`] compares with what the kernel has, [`delta()`] with what was desired before: the first is the truth, the
 //! second is fast. All choices are made here; carrying a plan out makes none.
 //!
 //! Order: devices, settings, addresses; then neighbours and forwarding entries of all peers; then routes; then what is
@@ -70,11 +70,11 @@ pub enum Deletes {
 pub struct Plan {
     /// The steps.
     pub steps: Vec<Step>,
-    /// What the set of senders gains and loses; of a [`delta`] alone.
+    /// What the set of senders gains and loses; of a [`delta()`] alone.
     pub senders: SendersChange,
     /// What stands in the way on this node; of a [`plan`] alone.
     pub problems: Vec<Problem>,
-    /// More changed than a [`delta`] can tell: look, and [`plan`].
+    /// More changed than a [`delta()`] can tell: look, and [`plan`].
     pub needs_look: bool,
 }
 

@@ -1,7 +1,7 @@
 //! Following packets of one flow from place to place. PURE.
 //!
 //! One packet is seen at the pod's interface, on the bridge, on the VXLAN device and, inside another one, on the
-//! underlay. [`decode`] reads a captured frame as far as it goes, [`Follower`] finds the sightings of one packet by what
+//! underlay. [`decode()`] reads a captured frame as far as it goes, [`Follower`] finds the sightings of one packet by what
 //! no hop changes, and tells which places it did not come to. Frames come from the network: nothing in them is believed.
 
 use std::collections::VecDeque;
