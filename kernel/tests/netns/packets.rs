@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use podwire_kernel::link::{self, LinkRef};
 use podwire_kernel::packet::{Direction, Match, Offload, Options, PacketSocket};
-use podwire_kernel::{Netns, addr, offload};
+use podwire_kernel::{Netlink, Netns, addr, offload};
 
 use crate::lab::{eventually, in_new_netns, network, pair, socket};
 
@@ -33,9 +33,19 @@ fn connected() -> (u32, Netns) {
         let mut netlink = socket();
         let index = netlink.link(LinkRef::Name("eth0")).expect("read").expect("there").index;
         netlink.apply(&[addr::add(index, network("10.1.0.2/24"), true)]).expect("an address");
+        is_running(&mut netlink, "eth0");
     })
     .expect("enter");
+    is_running(&mut netlink, "left");
     (left.index, pod)
+}
+
+/// Until the kernel has noticed the carrier, a link drops what is sent to it.
+fn is_running(netlink: &mut Netlink, name: &str) {
+    eventually("a carrier", || {
+        let link = netlink.link(LinkRef::Name(name)).expect("read").expect("there");
+        link.flags.running.then_some(())
+    });
 }
 
 fn there(pod: &Netns, options: &Options<'_>) -> PacketSocket {
