@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use podwire_kernel::{Family, MacAddr};
+use podwire_kernel::Family;
 
 pub use device::{Device, DeviceId, MARK};
 pub use path::{Direct, FdbItem, Hop, NeighbourItem, Path, PeerRoute, Tunnel, Via};
@@ -357,11 +357,6 @@ fn pod_mtu(
         }
     });
     mtus.min()
-}
-
-/// The Ethernet address of this node's VTEP in a segment.
-pub fn own_mac(topology: &Topology, encapsulation: Encapsulation) -> MacAddr {
-    vtep_mac(&topology.config().name, topology.name(), encapsulation.vni)
 }
 
 #[cfg(test)]
