@@ -198,6 +198,13 @@ impl Desired {
         }
     }
 
+    /// Why this node cannot be reached by any other: it has no usable address. `None` if it can.
+    pub fn stranded(&self) -> Option<String> {
+        let is_stranded = self.announcement.addresses.is_empty();
+        let why = self.problems.iter().filter(|problem| problem.kind == ProblemKind::Underlay);
+        is_stranded.then(|| why.map(|problem| problem.text.clone()).collect::<Vec<_>>().join("; "))
+    }
+
     /// The addresses that encapsulated packets may come from.
     pub fn senders(&self) -> BTreeSet<IpAddr> {
         self.paths.iter().flat_map(|path| path.peer.record.addresses.iter().copied()).collect()
@@ -241,6 +248,7 @@ fn received(topology: &Topology, held: &[DeviceId]) -> Vec<Encapsulation> {
 /// The families of the underlay that can be used, the best first.
 fn usable(config: &ClusterConfig, underlay: &UnderlayFacts, problems: &mut Vec<Problem>) -> Vec<Family> {
     let mut families = Vec::new();
+    let had = problems.len();
     for family in config.underlay.iter().map(|family| Family::from(*family)) {
         let Some(link) = underlay.link(family) else { continue };
         match config.ranges.iter().find(|range| range.range.contains(link.address)) {
@@ -255,11 +263,15 @@ fn usable(config: &ClusterConfig, underlay: &UnderlayFacts, problems: &mut Vec<P
             None => families.push(family),
         }
     }
-    if families.is_empty() {
+    if families.is_empty() && problems.len() == had {
         let wanted: Vec<_> = config.underlay.iter().map(|family| Family::from(*family).to_string()).collect();
         problems.push(Problem::here(
             ProblemKind::Underlay,
-            format!("this node has no {} address that other nodes can reach it by", wanted.join(" or ")),
+            format!(
+                "this node has no {} address that other nodes can reach it by: the link of the default route, or the \
+                 one that overlay.interface names, has to be up and have one",
+                wanted.join(" or ")
+            ),
         ));
     }
     families

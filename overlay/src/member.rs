@@ -28,6 +28,8 @@ pub struct Pass {
     pub is_in: bool,
     /// What failed, where it is not.
     pub failure: Option<String>,
+    /// Why no other node can reach this one: it has no usable address.
+    pub stranded: Option<String>,
     /// What plugins should know of the node; without the cluster's ranges, and whether pods are taken.
     pub node: Option<NodeConfig>,
 }
@@ -195,11 +197,16 @@ impl Member {
     }
 
     /// A pass of the overlay thread has ended.
-    pub fn passed(&mut self, pass: Pass, now: BootTime) {
+    pub fn passed(&mut self, mut pass: Pass, now: BootTime) {
         if pass.is_in {
             self.right = Some(now);
         }
-        self.was_ready |= pass.is_in && self.first_live.is_some_and(|first| pass.number >= first);
+        if pass.node.is_none() {
+            // What is known of a node that has lost its address is as good as before.
+            pass.node = self.pass.take().and_then(|before| before.node);
+        }
+        let is_whole = pass.is_in && pass.stranded.is_none();
+        self.was_ready |= is_whole && self.first_live.is_some_and(|first| pass.number >= first);
         self.pass = Some(pass);
     }
 
@@ -260,8 +267,16 @@ impl Member {
         if let (StoreState::Refused, Some(why)) = (self.state, &self.why) {
             return Some(format!("the cluster does not let this node in: {why}"));
         }
+        if let Some(why) = self.stranded() {
+            return Some(why.clone());
+        }
         let config = &self.snapshot.as_ref()?.config;
         may_give_addresses(config, self.contact.as_ref(), &self.boot, now).err()
+    }
+
+    /// Why no other node can reach this one, as the last pass found.
+    pub fn stranded(&self) -> Option<&String> {
+        self.pass.as_ref().and_then(|pass| pass.stranded.as_ref())
     }
 
     /// What plugins are to be told; `None`: nothing new. A node that was never a member says nothing before it is ready.
@@ -307,6 +322,7 @@ impl Member {
         }
         if waiting.is_empty() {
             match &self.pass {
+                _ if self.stranded().is_some() => waiting.extend(self.stranded().cloned()),
                 _ if !self.was_ready => match self.pass.as_ref().and_then(|pass| pass.failure.clone()) {
                     Some(failure) => waiting.push(format!("the overlay cannot be made: {failure}")),
                     None => waiting.push("the overlay is being made".to_owned()),

@@ -56,7 +56,7 @@ fn good(member: &Member) -> Pass {
         mtu: Some(1450),
         ..NodeConfig::default()
     });
-    Pass { number: member.number, is_in: true, failure: None, node }
+    Pass { number: member.number, is_in: true, node, ..Pass::default() }
 }
 
 fn joined(member: &mut Member, reclaim_after: Option<u64>) {
@@ -223,4 +223,28 @@ fn a_node_that_is_refused_says_why() {
     assert!(known.node(at(1)).is_some_and(|node| node.refuse.is_some()));
     joined(&mut member, None);
     assert_eq!(member.line(at(2)), "ready: 10.244.1.0/24 of 0 nodes");
+}
+
+#[test]
+fn a_node_that_no_other_can_reach_is_not_ready_says_why_and_takes_no_pods() {
+    let lonely =
+        |member: &Member| Pass { stranded: Some("it has no address".to_owned()), node: None, ..good(member) };
+    let mut member = fresh();
+    member.hear(&StoreEvent::Joined(membership("10.244.1.0/24")), at(1));
+    member.hear(&heard(&snapshot(None)), at(1));
+    member.passed(lonely(&member), at(2));
+    assert!(!member.was_ready());
+    assert_eq!(member.waiting(at(2)), ["it has no address"]);
+    assert_eq!(member.health(at(2)), Vec::<String>::new(), "a restart would not help");
+    assert_eq!(member.line(at(2)), "takes no new pods: it has no address");
+    let refuse = member.node(at(2)).and_then(|node| node.refuse);
+    assert_eq!(refuse.as_deref(), Some("it has no address"));
+    member.passed(good(&member), at(3));
+    assert!(member.was_ready() && member.waiting(at(3)).is_empty());
+    assert_eq!(member.node(at(3)).map(|node| (node.mtu, node.refuse)), Some((Some(1450), None)));
+    // It loses it again: what plugins know of running pods stays.
+    member.passed(lonely(&member), at(4));
+    assert_eq!(member.waiting(at(4)), ["it has no address"]);
+    let node = member.node(at(4)).map(|node| (node.mtu, node.refuse));
+    assert_eq!(node, Some((Some(1450), Some("it has no address".to_owned()))));
 }

@@ -66,7 +66,8 @@ pub(super) fn tell_of_nodes(before: Option<&Arc<Snapshot>>, now: &Arc<Snapshot>,
         }
     }
     let mut went = Named::default();
-    before.nodes.keys().filter(|name| !now.nodes.contains_key(*name)).for_each(|name| went.add(name));
+    let gone = before.nodes.keys().filter(|name| *name != own && !now.nodes.contains_key(*name));
+    gone.for_each(|name| went.add(name));
     for (what, named) in [("joined", came), ("changed", changed), ("left", went)] {
         if named.count > 0 {
             tracing::info!(nodes = named.text(), "{} other nodes {what}", named.count);
@@ -116,7 +117,8 @@ pub(super) fn pass(report: &Report) -> Pass {
         mtu: pods.mtu,
         ..NodeConfig::default()
     });
-    Pass { number: report.number, is_in, failure, node }
+    let stranded = report.desired.as_ref().and_then(|desired| desired.stranded());
+    Pass { number: report.number, is_in, failure, stranded, node }
 }
 
 /// Counts a pass for the metrics.
