@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use podwire_netns_tests::cluster::{AT_LAST, AT_ONCE, Cluster, Member, Options, Scene};
 use podwire_netns_tests::etcd::{Etcd, EtcdOptions};
 use podwire_netns_tests::underlay::{Families, Layout, Underlay};
-use podwire_netns_tests::{Lab, LabError, Result, wait_for};
+use podwire_netns_tests::{Lab, LabError, Node, Result, program, wait_for};
 use serde_json::Value;
 
 const NODE: &str = "/run/podwire/podwire/node.json";
@@ -388,4 +388,104 @@ fn an_agent_that_ends_while_etcd_is_silent_keeps_no_pod_waiting() -> Result<()> 
     let ended = wait_for(AT_LAST, || cluster.member_mut(0).agent_mut().is_ok_and(|agent| agent.has_ended()));
     assert!(ended, "{}", cluster.member(0).agent()?.log());
     pods.into_iter().try_for_each(podwire_netns_tests::cluster::ClusterPod::delete)
+}
+
+#[test]
+fn a_node_without_a_usable_address_is_not_ready_says_why_and_takes_no_pods() -> Result<()> {
+    let options = Options { underlay: Families::Ipv4, ..Options::default() };
+    let mut cluster = Cluster::prepare("start-stranded", &options)?;
+    cluster.member(0).sh("ip route del default")?;
+    // An address that other nodes take for a pod's.
+    cluster.member(1).sh("ip address add 10.240.9.9/32 dev eth0")?;
+    cluster.member(1).configure("", "[overlay]\naddresses = [\"10.240.9.9\"]")?;
+    let words = ["address that other nodes can reach it by", "lies within the pods' range"];
+    for (number, words) in words.into_iter().enumerate() {
+        cluster.member_mut(number).spawn_agent()?;
+        let member = cluster.member(number);
+        let said = status(member, |status| status["refuse"].as_str().is_some_and(|why| why.contains(words)))?;
+        assert_eq!(said["ready"], false);
+        let first = &said["problems"][0];
+        assert_eq!((&first["code"], &first["severity"]), (&"underlay".into(), &"error".into()), "{said:#}");
+        let (code, why) = answer(member, "/readyz")?;
+        assert!(code == 503 && why.contains(words), "{code} {why}");
+        assert_eq!(answer(member, "/healthz")?.0, 200, "a restart would not help");
+        logs(member, words)?;
+        let shown = member.podwirectl(&["status"])?.out();
+        assert!(shown.contains(words), "{shown}");
+        assert!(node_config(member)?["refuse"].as_str().is_some_and(|why| why.contains(words)));
+        assert!(!member.node().path(CONFLIST).exists());
+    }
+    cluster.member(0).uplink().add_default_routes()?;
+    cluster.member_mut(0).agent_mut()?.wait_until_ready(AT_ONCE)?;
+    cluster.member(1).configure("", "")?;
+    cluster.member_mut(1).agent_mut()?.signal(Signal::SIGHUP)?;
+    cluster.member_mut(1).agent_mut()?.wait_until_ready(AT_LAST)?;
+    let pods = [cluster.pod(0, "a")?, cluster.pod(1, "b")?];
+    wait_for(AT_LAST, || cluster.assert_reach(&pods[0], &pods[1]).is_ok());
+    cluster.assert_reach(&pods[0], &pods[1])?;
+    // A node that was ready and loses its address, also over a restart; then it comes back.
+    cluster.member(0).sh("ip route del default")?;
+    status(cluster.member(0), |status| status["ready"] == false)?;
+    assert_eq!(cluster.member(0).try_pod("refused")?.error()?.0, 11);
+    cluster.member_mut(0).kill_agent()?;
+    cluster.member_mut(0).spawn_agent()?;
+    status(cluster.member(0), |status| !status["refuse"].is_null())?;
+    assert_eq!(cluster.member(0).try_pod("refused-too")?.error()?.0, 11);
+    cluster.member(0).uplink().add_default_routes()?;
+    cluster.member_mut(0).agent_mut()?.wait_until_ready(AT_ONCE)?;
+    cluster.pod(0, "taken")?.delete()
+}
+
+#[test]
+fn the_tunnel_gets_a_port_that_the_probes_have() -> Result<()> {
+    let agent = "[probes]\ninterval_seconds = 1\ntimeout_ms = 300\nport = 9472\n".to_owned();
+    let options = Options { underlay: Families::Ipv4, agent, ..Options::default() };
+    let mut scene = Scene::with("start-ports", &options)?;
+    let answered = |scene: &Scene| {
+        let agent = scene.cluster.member(0).agent();
+        agent.and_then(|agent| agent.metric("podwire_probes_total", "answered")).unwrap_or_default()
+    };
+    assert!(wait_for(AT_LAST, || answered(&scene) >= 1.0), "{}", scene.log());
+    let clash =
+        |status: &Value| status["problems"].to_string().contains("both probes.port and a port of the tunnel");
+    // In two steps, as nobody announces anything in a file.
+    let new = "{ vni = 1, port = 9472 }";
+    scene.cluster.peers.settings = format!("also_receive = [{new}]");
+    scene.cluster.write_peers()?;
+    for member in scene.cluster.members() {
+        let told = status(member, |status| clash(status) && status["ready"] == true)?;
+        assert!(told["problems"][0]["advice"].to_string().contains("probes.port"), "{told:#}");
+        member.wait_for(AT_LAST, "ip -o -d link show type vxlan up", |out| out.contains("dstport 9472"))?;
+        logs(member, "no probes: the tunnel has probes.port")?;
+    }
+    scene.cluster.peers.settings =
+        format!("also_receive = [{{ vni = 1, port = 8472 }}]\nencapsulation = {new}");
+    scene.cluster.write_peers()?;
+    for member in scene.cluster.members() {
+        member.wait_for(AT_LAST, "ip -4 route show proto 112", |out| out.contains("dev pw4.1.2500"))?;
+    }
+    scene.all_flow()?;
+    scene.flows.assert_none_lost()?;
+    // An agent that starts so.
+    scene.cluster.member_mut(0).kill_agent()?;
+    scene.cluster.member_mut(0).start_agent()?;
+    status(scene.cluster.member(0), clash)?;
+    let mut check = program(Node::dist("podwired"));
+    let check = scene.cluster.member(0).node().run_with(check.arg("check"), b"", AT_LAST)?;
+    let told = check.out() + &check.err();
+    assert!(
+        !check.status.success() && told.contains("probes.port") && told.contains("encapsulation.port"),
+        "{told}"
+    );
+    // Another port for probes, and there are some again.
+    for number in 0..2 {
+        let member = scene.cluster.member_mut(number);
+        member.configure("", &options.agent.replace("9472", "9473"))?;
+        member.agent_mut()?.signal(Signal::SIGHUP)?;
+    }
+    let before = answered(&scene);
+    assert!(wait_for(AT_LAST, || answered(&scene) > before), "{}", scene.log());
+    status(scene.cluster.member(0), |status| status["problems"].as_array().is_some_and(Vec::is_empty))?;
+    scene.all_flow()?;
+    scene.flows.assert_none_lost()
 }

@@ -42,6 +42,13 @@ pub struct ClusterConfig {
     pub reclaim_after_seconds: Option<u64>,
 }
 
+impl ClusterConfig {
+    /// The UDP ports on which nodes receive packets of the tunnel: no other socket of a node can have them.
+    pub fn ports(&self) -> impl Iterator<Item = u16> {
+        std::iter::once(&self.encapsulation).chain(&self.also_receive).map(|encapsulation| encapsulation.port)
+    }
+}
+
 fn both_families() -> Vec<IpFamily> {
     vec![IpFamily::Ipv4, IpFamily::Ipv6]
 }

@@ -283,7 +283,7 @@ fn read(layers: &mut Layers, host_name: &str) -> Config {
     });
     let has_telemetry = cluster.is_some() || layers.is_given("telemetry.listen");
     let address_check = layers.read("network.address_check", switch);
-    Config {
+    let config = Config {
         node_name,
         state_dir: layers.read("state_dir", directory),
         run_dir: layers.read("run_dir", directory),
@@ -311,7 +311,28 @@ fn read(layers: &mut Layers, host_name: &str) -> Config {
         },
         telemetry: Telemetry { listen: listen.filter(|_| has_telemetry) },
         probes: read_probes(layers),
+    };
+    complain_of_ports(layers, &config);
+    config
+}
+
+/// The kernel gives a port to one socket, and to a VXLAN device before the probes.
+fn complain_of_ports(layers: &mut Layers, config: &Config) {
+    let Config { cluster: Some(Cluster { store: Store::Etcd(etcd), .. }), probes, .. } = config else {
+        return;
+    };
+    let Some(shared) = &etcd.initial else { return };
+    if layers.has_mistakes() || !shared.ports().any(|port| port == probes.port) {
+        return;
     }
+    let other = if shared.encapsulation.port == probes.port {
+        "cluster.encapsulation.port"
+    } else {
+        "cluster.also_receive"
+    };
+    let at = if layers.is_given("probes.port") { "probes.port" } else { other };
+    let why = format!("{} is in {other} too: tunnel and probes need a UDP port each", probes.port);
+    layers.complain(at, "probes.port", why);
 }
 
 /// Which kind of store is named.

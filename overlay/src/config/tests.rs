@@ -441,3 +441,17 @@ proptest! {
         let _ = resolve(Some(&format!("{} = {text}", KEYS[key].name)), &[], &[]);
     }
 }
+
+#[test]
+fn tunnel_and_probes_cannot_have_one_port() {
+    let cluster = "cluster.store = \"etcd\"\ncluster.etcd.endpoints = [\"http://a:2379\"]\n\
+                   cluster.range = [{ range = \"10.244.0.0/16\", subnet_prefix = 24 }]\n";
+    let told = mistakes(&format!("{cluster}cluster.encapsulation.port = 8473"));
+    assert!(told.contains("probes.port") && told.contains("cluster.encapsulation.port"), "{told}");
+    assert!(told.contains("podwired.toml:4"), "{told}");
+    let told = mistakes(&format!("{cluster}probes.port = 8472"));
+    assert!(told.contains("probes.port") && told.contains("cluster.encapsulation.port"), "{told}");
+    let told = mistakes(&format!("{cluster}cluster.also_receive = [{{ vni = 2, port = 8473 }}]"));
+    assert!(told.contains("probes.port") && told.contains("cluster.also_receive"), "{told}");
+    of_file(&format!("{cluster}cluster.encapsulation.port = 8473\nprobes.port = 8472"));
+}

@@ -42,13 +42,14 @@ pub(crate) fn told(errors: &ConfigErrors) -> String {
 fn wrong_files(config: &Config) -> Vec<Mistake> {
     match config.cluster.as_ref().map(|cluster| &cluster.store) {
         None => Vec::new(),
-        Some(Store::File { path }) => wrong_peers(path, &config.node_name),
+        Some(Store::File { path }) => wrong_peers(path, config),
         Some(Store::Etcd(etcd)) => unreadable(etcd),
     }
 }
 
-fn wrong_peers(path: &Path, node_name: &str) -> Vec<Mistake> {
+fn wrong_peers(path: &Path, config: &Config) -> Vec<Mistake> {
     let name = path.display().to_string();
+    let node_name = config.node_name.as_str();
     let mistake = |why: String| vec![Mistake { place: name.clone(), key: String::new(), why }];
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
@@ -58,6 +59,14 @@ fn wrong_peers(path: &Path, node_name: &str) -> Vec<Mistake> {
         Err(ConfigErrors(mistakes)) => mistakes,
         Ok(snapshot) if !snapshot.nodes.contains_key(node_name) => {
             mistake(format!("has no node {node_name:?}, which is this one's node_name"))
+        }
+        // The agent would start, and go without probes.
+        Ok(snapshot) if snapshot.config.ports().any(|port| port == config.probes.port) => {
+            let port = config.probes.port;
+            mistake(format!(
+                "has {port} in encapsulation.port or also_receive, which is this node's probes.port: tunnel and probes need \
+                 a UDP port each"
+            ))
         }
         Ok(_) => Vec::new(),
     }

@@ -35,7 +35,7 @@ use self::files::{refuse_what_nobody_knows, tell_runtimes};
 use self::stores::{begin_store, open};
 use crate::node::{Node, boot_time};
 use crate::notify;
-use crate::probes::Probes;
+use crate::probes::{Probes, Seen};
 use crate::writer::{RangesChange, Task};
 
 /// How long it takes until what could not be begun is tried again.
@@ -100,6 +100,7 @@ async fn part(node: Rc<Node>, reload: Arc<Notify>, mut ending: watch::Receiver<b
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ticks: u64 = 0;
     loop {
+        part.make_way().await;
         part.settle();
         tokio::select! {
             event = part.events.recv(), if part.has_store => match event {
@@ -216,6 +217,18 @@ impl Part {
             line: String::new(),
             memorized: Memorized::default(),
         })
+    }
+
+    /// Takes ports from the probes that the tunnel is about to need, and from then on while it has them.
+    async fn make_way(&mut self) {
+        let ports = {
+            let cluster = self.node.cluster.borrow();
+            let snapshot = cluster.member.as_ref().and_then(Member::snapshot);
+            let wanted = snapshot.iter().flat_map(|snapshot| snapshot.config.ports());
+            let held = cluster.report.iter().flat_map(|report| &report.desired);
+            wanted.chain(held.flat_map(|desired| desired.ports.iter().copied())).collect()
+        };
+        self.probes.leave_alone(ports).await;
     }
 
     /// Does what follows from all that is known by now.
@@ -398,7 +411,8 @@ impl Part {
             self.node.telemetry.synced(member.synced_ago(now));
             member.is_fenced()
         };
-        self.probes.tick(self.node.cluster.borrow().report.as_ref());
+        let seen = self.node.cluster.borrow().report.as_ref().and_then(Seen::of);
+        self.probes.tick(seen).await;
         if !self.has_overlay {
             self.start_overlay();
         }
@@ -440,7 +454,7 @@ impl Part {
         if self.was_ready {
             tell_runtimes(&mut self.node.cluster.borrow_mut(), &self.config, &self.node.dirs);
         }
-        self.probes.set(self.config.probes.clone());
+        self.probes.set(self.config.probes.clone()).await;
     }
 
     /// The overlay thread has failed. What is in the kernel stays there.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use podwire_ipam::{Dirs, Lease, LeaseState, Range, RangeSet, RangeSpec, SetUsage};
 use podwire_kernel::clock;
 use podwire_overlay::claims::BootTime;
+use podwire_overlay::cluster::topology::ProblemKind;
 use podwire_overlay::config::{Config, Resolved};
 use podwire_overlay::dataplane::{Overlay, Report};
 use podwire_overlay::member::Member;
@@ -162,6 +163,11 @@ impl Node {
         }
         if let Some(member) = &cluster.member {
             match member.refusal(now) {
+                Some(refusal) if member.stranded().is_some() => {
+                    let advice =
+                        "pods are taken as soon as it has one; see overlay.interface and overlay.addresses";
+                    add(Severity::Error, "underlay", refusal, advice);
+                }
                 Some(refusal) => add(Severity::Error, "membership", refusal, ""),
                 None => member
                     .waiting(now)
@@ -188,7 +194,12 @@ impl Node {
             add(Severity::Error, "membership", message, "restart these pods");
         }
         if let Some(report) = &cluster.report {
+            // Of a node without any address it is told already.
+            let is_told = cluster.member.as_ref().is_some_and(|member| member.stranded().is_some());
             for problem in &report.problems {
+                if is_told && problem.kind == ProblemKind::Underlay {
+                    continue;
+                }
                 add(Severity::Warning, problem.kind.as_str(), problem.to_string(), "");
             }
             for failure in &report.failures {
@@ -205,6 +216,15 @@ impl Node {
         }
         for notice in &cluster.conflist_notices {
             add(Severity::Warning, "conflist", notice.clone(), "");
+        }
+        if let Some(port) = self.probes.taken() {
+            let message = format!(
+                "UDP port {port} is both probes.port and a port of the tunnel (encapsulation.port or also_receive), which \
+                 has it: this node neither probes others nor answers them"
+            );
+            let advice = "set probes.port to another port on every node, or give the tunnel another: `podwirectl cluster set \
+                          encapsulation.port=…`, or encapsulation.port in the peers file";
+            add(Severity::Warning, "probe", message, advice);
         }
         for probe in self.probes.statuses() {
             if let Some(problem) = probe.problem {

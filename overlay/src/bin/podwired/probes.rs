@@ -1,6 +1,6 @@
 //! Probes of the paths to other nodes: what they are to try, and what they found.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use podwire_overlay::cluster::IpFamily;
 use podwire_overlay::config::Probes as Settings;
 use podwire_overlay::dataplane::Report;
-use podwire_overlay::desired::Desired;
+use podwire_overlay::desired::{Desired, UnderlayFacts};
 use podwire_overlay::probe::{self, Outcome, ProbeReport, Prober, Targets};
 use podwire_overlay::status::ProbeStatus;
 use podwire_overlay::telemetry::{ProbeOutcome, Telemetry};
@@ -22,32 +22,54 @@ const REPORTS: usize = 256;
 /// A prober that has failed is replaced after that time.
 const AGAIN: Duration = Duration::from_secs(10);
 
+/// What the overlay was last made of.
+pub(crate) struct Seen {
+    pub(crate) desired: Arc<Desired>,
+    pub(crate) underlay: Arc<UnderlayFacts>,
+}
+
+impl Seen {
+    /// As a report says; `None` if nothing is desired yet.
+    pub(crate) fn of(report: &Report) -> Option<Self> {
+        Some(Self { desired: Arc::clone(report.desired.as_ref()?), underlay: Arc::clone(&report.underlay) })
+    }
+}
+
 /// By peer and family, with the time.
 type Newest = BTreeMap<(Arc<str>, IpFamily), (Instant, ProbeReport)>;
 
 /// What the probes found last.
 #[derive(Default)]
-pub(crate) struct Found(RefCell<Newest>);
+pub(crate) struct Found {
+    newest: RefCell<Newest>,
+    /// The port that the probes cannot have.
+    taken: Cell<Option<u16>>,
+}
 
 impl Found {
     /// The newest of each path.
     pub(crate) fn statuses(&self) -> Vec<ProbeStatus> {
-        self.0.borrow().values().map(|(at, report)| status(*at, report)).collect()
+        self.newest.borrow().values().map(|(at, report)| status(*at, report)).collect()
+    }
+
+    /// The port that the tunnel has and the probes should have, if there are none for that.
+    pub(crate) fn taken(&self) -> Option<u16> {
+        self.taken.get()
     }
 
     fn note(&self, report: ProbeReport) {
         let key = (Arc::clone(&report.node), report.family);
-        self.0.borrow_mut().insert(key, (Instant::now(), report));
+        self.newest.borrow_mut().insert(key, (Instant::now(), report));
     }
 
     /// Forgets nodes that are gone.
     fn keep(&self, targets: &Targets) {
         let there: BTreeSet<&str> = targets.peers.iter().map(|peer| &*peer.node).collect();
-        self.0.borrow_mut().retain(|(node, _), _| there.contains(&**node));
+        self.newest.borrow_mut().retain(|(node, _), _| there.contains(&**node));
     }
 
     fn count(&self, telemetry: &Telemetry) {
-        let found = self.0.borrow();
+        let found = self.newest.borrow();
         for family in [IpFamily::Ipv4, IpFamily::Ipv6] {
             let of_family =
                 || found.iter().filter(|((_, of), _)| *of == family).map(|(_, (_, report))| report);
@@ -86,7 +108,10 @@ pub(crate) struct Probes {
     node: String,
     instance: String,
     targets: watch::Sender<Arc<Targets>>,
-    prober: JoinHandle<()>,
+    /// `None` while the tunnel has its port.
+    prober: Option<JoinHandle<()>>,
+    /// The UDP ports that the tunnel has, or is about to.
+    ports: BTreeSet<u16>,
     /// When the prober was seen to have failed.
     failed: Option<Instant>,
     /// What the targets were made of.
@@ -112,7 +137,8 @@ impl Probes {
             node: node.to_owned(),
             instance: instance.to_owned(),
             targets,
-            prober,
+            prober: Some(prober),
+            ports: BTreeSet::new(),
             failed: None,
             desired: None,
             making: None,
@@ -120,29 +146,55 @@ impl Probes {
     }
 
     /// Other settings hold from now on.
-    pub(crate) fn set(&mut self, settings: Settings) {
+    pub(crate) async fn set(&mut self, settings: Settings) {
         if self.settings != settings {
             tracing::info!("the probes' settings have changed: starting them anew");
             self.settings = settings;
-            self.restart();
+            self.restart().await;
         }
     }
 
-    fn restart(&mut self) {
-        self.prober.abort();
+    /// The tunnel has these ports from now on: a port belongs to one socket, and without the tunnel there is nothing to
+    /// probe. When this returns, the probes have given up theirs if it is among them.
+    pub(crate) async fn leave_alone(&mut self, ports: BTreeSet<u16>) {
+        if self.ports == ports {
+            return;
+        }
+        self.ports = ports;
+        if self.ports.contains(&self.settings.port) != self.found.taken().is_some() {
+            self.restart().await;
+        }
+    }
+
+    async fn restart(&mut self) {
+        if let Some(prober) = self.prober.take() {
+            prober.abort();
+            // Its sockets are closed after that.
+            let _ = prober.await;
+        }
         self.failed = None;
-        self.prober = begin(&self.settings, self.targets.subscribe(), &self.found, &self.telemetry);
+        let port = self.settings.port;
+        if self.ports.contains(&port) {
+            tracing::error!(port, "no probes: the tunnel has probes.port; set one of them to another port");
+            self.found.taken.set(Some(port));
+            self.found.newest.borrow_mut().clear();
+            return;
+        }
+        if self.found.taken.take().is_some() {
+            tracing::info!(port, "probes.port is not the tunnel's any more: starting the probes");
+        }
+        self.prober = Some(begin(&self.settings, self.targets.subscribe(), &self.found, &self.telemetry));
     }
 
     /// Called from time to time: tells the prober who there is now, and counts.
-    pub(crate) fn tick(&mut self, report: Option<&Report>) {
-        if self.prober.is_finished() {
+    pub(crate) async fn tick(&mut self, seen: Option<Seen>) {
+        if self.prober.as_ref().is_some_and(JoinHandle::is_finished) {
             match self.failed {
                 None => {
                     tracing::error!("the probes have failed; starting them anew in {} s", AGAIN.as_secs());
                     self.failed = Some(Instant::now());
                 }
-                Some(at) if at.elapsed() >= AGAIN => self.restart(),
+                Some(at) if at.elapsed() >= AGAIN => self.restart().await,
                 Some(_) => {}
             }
         }
@@ -162,12 +214,10 @@ impl Probes {
             }
         }
         if self.making.is_none()
-            && let Some(report) = report
-            && let Some(desired) = &report.desired
-            && !self.desired.as_ref().is_some_and(|known| Arc::ptr_eq(known, desired))
+            && let Some(Seen { desired, underlay }) = seen
+            && !self.desired.as_ref().is_some_and(|known| Arc::ptr_eq(known, &desired))
         {
-            self.desired = Some(Arc::clone(desired));
-            let (desired, underlay) = (Arc::clone(desired), Arc::clone(&report.underlay));
+            self.desired = Some(Arc::clone(&desired));
             let (node, instance) = (self.node.clone(), self.instance.clone());
             // With thousands of peers it takes milliseconds that plugins would wait for.
             let (made, making) = oneshot::channel();
@@ -179,7 +229,9 @@ impl Probes {
 
     /// Ends them.
     pub(crate) fn stop(self) {
-        self.prober.abort();
+        if let Some(prober) = self.prober {
+            prober.abort();
+        }
     }
 }
 
@@ -221,7 +273,7 @@ fn begin(
 /// Says when a path becomes well or stops to be.
 fn tell(found: &Found, report: &ProbeReport) {
     let key = (Arc::clone(&report.node), report.family);
-    let before = found.0.borrow().get(&key).map(|(_, report)| (report.state, report.problem.clone()));
+    let before = found.newest.borrow().get(&key).map(|(_, report)| (report.state, report.problem.clone()));
     let family = match report.family {
         IpFamily::Ipv4 => "IPv4",
         IpFamily::Ipv6 => "IPv6",
