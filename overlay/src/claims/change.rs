@@ -112,7 +112,7 @@ pub fn remove(replica: &Replica, name: &str, force: bool, ended: Ended) -> Resul
         if !replica.presence(name).is_absent() {
             return Err(format!(
                 "node {name} is present: its pods would go on with addresses that other nodes' pods get. Stop its agent \
-                 first, or force it"
+                 first, or say --force"
             ));
         }
         change.require(replica, presence);

@@ -117,7 +117,9 @@ fn family(family: IpFamily) -> &'static str {
 fn apply(config: &mut ClusterConfig, change: &str) -> Result<(), String> {
     let (key, value) = change.split_once('=').ok_or_else(|| format!("{change:?} is not KEY=VALUE"))?;
     let wrong = |what: &str| format!("{key}: {value:?} is not {what}");
-    match key {
+    // Also as configuration files have it: encapsulation.port, direct_routing.
+    let plain = key.trim_start_matches("cluster.").trim_start_matches("encapsulation.").replace('_', "-");
+    match plain.as_str() {
         "vni" => {
             let vni: u32 = value.parse().map_err(|_| wrong("a number"))?;
             if !(1..1 << 24).contains(&vni) {
@@ -155,7 +157,7 @@ fn apply(config: &mut ClusterConfig, change: &str) -> Result<(), String> {
             }
             config.underlay = families;
         }
-        "reclaim-after" => {
+        "reclaim-after" | "reclaim-after-hours" => {
             config.reclaim_after_seconds = match value.trim_end_matches('h') {
                 "never" => None,
                 hours => {
