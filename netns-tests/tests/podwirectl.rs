@@ -234,7 +234,19 @@ fn doctor_finds_each_planted_problem_and_nothing_on_a_clean_node() -> Result<()>
     let here = scene.here();
     finds(here, &[], "nothing")?;
     let firewall = "nft add table inet fw; nft 'add chain inet fw";
-    let plants: [(&str, String, &str); 8] = [
+    // As firewalls of hosts are: what belongs to a connection gets in, the rest is dropped.
+    let host = format!(
+        "{firewall} input {{ type filter hook input priority 5; policy drop; }}'; nft add rule inet fw input ct state \
+         established,related accept; nft add rule inet fw input iif lo accept; \
+         nft add rule inet fw input meta l4proto {{ icmp, icmpv6 }} accept"
+    );
+    let plants: [(&str, String, &str); 10] = [
+        ("tunnel-drop", host.clone(), "nft delete table inet fw"),
+        (
+            "probe-drop",
+            format!("{host}; nft add rule inet fw input udp dport 8472 accept"),
+            "nft delete table inet fw",
+        ),
         (
             "foreign-route",
             "ip route add 10.240.2.128/25 via $(ip -4 route show default | sed 's/.*via \\([^ ]*\\).*/\\1/')".to_owned(),

@@ -46,6 +46,9 @@ pub struct Status {
     pub receives: Vec<Encapsulation>,
     /// The one that it sends.
     pub sends: Option<Encapsulation>,
+    /// The UDP port by which agents probe each other inside the overlay; `None`: this one does not.
+    #[serde(default)]
+    pub probe_port: Option<u16>,
     /// The VXLAN devices.
     pub devices: Vec<DeviceStatus>,
     /// The other nodes, counted.

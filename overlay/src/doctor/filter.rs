@@ -100,6 +100,9 @@ fn tunnel(facts: &Facts, ruleset: &Ruleset, findings: &mut Findings) {
             }
         }
     }
+    if found.is_empty() {
+        probes(facts, ruleset, findings);
+    }
     for place in distinct(found) {
         let advice = if is_ours(&place) {
             "podwire lets members in alone: if the other node is one, the agent adds it within a second"
@@ -112,6 +115,31 @@ fn tunnel(facts: &Facts, ruleset: &Ruleset, findings: &mut Findings) {
             format!("the tunnel's own packets are dropped: {place}"),
             "nothing comes from pods of other nodes",
             advice,
+        );
+    }
+}
+
+/// Whether agents' questions to each other get in, which come out of the tunnel.
+fn probes(facts: &Facts, ruleset: &Ruleset, findings: &mut Findings) {
+    let Some(port) = facts.status.as_ref().and_then(|status| status.probe_port) else { return };
+    let (mut found, mut perhaps) = (Vec::new(), Vec::new());
+    for own in facts.subnets.iter().map(IpNetwork::network) {
+        // A node's own address inside the overlay is the first of its subnet.
+        let theirs = facts.others().flat_map(|peer| &peer.record.subnets).map(IpNetwork::network);
+        let Some(peer) = theirs.into_iter().find(|peer| peer.is_ipv4() == own.is_ipv4()) else { continue };
+        for (device, _) in facts.devices() {
+            let packet = Packet::new(peer, own, Content::Udp(port)).by(device.index, &device.name).local();
+            for hook in [Hook::Prerouting, Hook::Input] {
+                sort(ruleset.fate(hook, &packet, false), &mut found, &mut perhaps);
+            }
+        }
+    }
+    for place in distinct(found) {
+        findings.warning(
+            "probe-drop",
+            format!("probes of other nodes are dropped: {place}"),
+            "pods reach each other all the same, but nodes call this one unreachable, and nobody notices when it is",
+            format!("let UDP to port {port} in from the VXLAN devices, before that rule"),
         );
     }
 }

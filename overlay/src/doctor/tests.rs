@@ -138,7 +138,7 @@ fn each_planted_problem_is_found_alone() {
             ..Ruleset::default()
         });
     };
-    let cases: [(&str, Plant); 31] = [
+    let cases: [(&str, Plant); 32] = [
         ("agent-down", |facts| facts.status = None),
         ("agent-store", |facts| {
             let notice =
@@ -188,6 +188,25 @@ fn each_planted_problem_is_found_alone() {
         }),
         ("forward-drop", drop_policy),
         ("tunnel-drop", input_drop),
+        ("probe-drop", |facts| {
+            // Another port than the tunnel's: what comes by its device alone is dropped.
+            let base = nft::Base {
+                kind: nft::ChainKind::Filter,
+                hook: nft::Hook::Input,
+                priority: 0,
+                policy: nft::Policy::Drop,
+                device: None,
+            };
+            let chain = nft::Chain { name: "input".to_owned(), base: Some(base), comment: None };
+            let (family, table) = (nft::Family::Inet, "firewall".to_owned());
+            facts.ruleset = Some(Ruleset {
+                chains: vec![nft::Found { family, table, handle: 1, object: chain }],
+                ..Ruleset::default()
+            });
+            // A tunnel whose other end is not known: nothing can be said of it.
+            facts.peers[1].record.addresses.clear();
+            facts.status.as_mut().unwrap().probe_port = Some(8473);
+        }),
         ("forward-drop-legacy", |facts| facts.legacy_drops = vec![Family::V4]),
         ("forwarding", |facts| {
             facts.sysctls.insert("net/ipv4/ip_forward".to_owned(), "0".to_owned());

@@ -208,6 +208,7 @@ fn status(node: &Node) -> Status {
             .map(|report| report.announcement.receives.iter().map(|vtep| vtep.encapsulation).collect())
             .unwrap_or_default(),
         sends: report.and_then(|report| report.announcement.sends),
+        probe_port: (config.probes.enabled && node.probes.taken().is_none()).then_some(config.probes.port),
         devices: report.map(|report| report.devices.clone()).unwrap_or_default(),
         peers: report.map(|report| report.counts).unwrap_or_default(),
         pods: pods.counts,
