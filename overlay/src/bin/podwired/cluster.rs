@@ -10,12 +10,13 @@
 
 mod end;
 mod files;
+mod memory;
 mod outcome;
 mod stores;
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use podwire_ipam::NodeConfig;
 use podwire_kernel::clock;
@@ -32,6 +33,7 @@ use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use self::files::{refuse_what_nobody_knows, tell_runtimes};
+use self::memory::Memorized;
 use self::stores::{begin_store, open};
 use crate::node::{Node, boot_time};
 use crate::notify;
@@ -46,12 +48,6 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// How often pods and files are looked at, in ticks.
 const LOOK_TICKS: u64 = 10;
-
-/// How long changes are collected before the memory is written: with thousands of nodes it is megabytes.
-const REMEMBER_EVERY: Duration = Duration::from_secs(30);
-
-/// How often the time of the last contact is written where it matters, which is for hours.
-const CONTACT_EVERY: Duration = Duration::from_secs(600);
 
 /// How long the store has for its farewell.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -146,14 +142,6 @@ struct Part {
     was_ready: bool,
     line: String,
     memorized: Memorized,
-}
-
-/// What stands in the memory.
-#[derive(Default)]
-struct Memorized {
-    last: Option<Memorable>,
-    at: Option<Instant>,
-    writing: Option<JoinHandle<()>>,
 }
 
 impl Part {
@@ -518,45 +506,6 @@ impl Part {
         let begun = begin_store(&self.node, store, &self.identity, remembered, &self.announcement);
         (self.events, self.store) = begun;
         self.has_store = true;
-    }
-
-    /// Writes what is to be remembered, when it is time. What decides on this node's addresses is written at once.
-    fn memorize(&mut self, memorable: Memorable, is_live: bool) {
-        let Memorized { last, at, writing } = &mut self.memorized;
-        if writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
-            return;
-        }
-        // What stands there from the last run is as good as what was read from it.
-        if !is_live && memorable.fenced.is_none() {
-            return;
-        }
-        let age = at.map_or(Duration::MAX, |at| at.elapsed());
-        let is_due = match last {
-            None => true,
-            Some(last) if last.membership != memorable.membership || last.fenced != memorable.fenced => true,
-            Some(last)
-                if !Arc::ptr_eq(&last.snapshot, &memorable.snapshot) || last.mark != memorable.mark =>
-            {
-                age >= REMEMBER_EVERY
-            }
-            Some(last) => {
-                let matters = memorable.snapshot.config.reclaim_after_seconds.is_some();
-                matters && last.contact != memorable.contact && age >= CONTACT_EVERY
-            }
-        };
-        if !is_due {
-            return;
-        }
-        *last = Some(memorable.clone());
-        *at = Some(Instant::now());
-        let memory = self.memory.clone();
-        *writing = Some(spawn_blocking(move || write(&memory, &memorable)));
-    }
-}
-
-fn write(memory: &Memory, memorable: &Memorable) {
-    if let Err(error) = memory.write(memorable) {
-        tracing::error!(%error, "cannot write down what the cluster is, for a start without its store");
     }
 }
 

@@ -8,7 +8,8 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::{FAREWELL, Part, stop, write};
+use super::memory::write;
+use super::{FAREWELL, Part, stop};
 use crate::node::boot_time;
 
 impl Part {
