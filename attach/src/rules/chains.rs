@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use podwire_kernel::Family;
-use podwire_kernel::nft::{CmpOp, Expr, MetaKey, NAT_RANDOM_FULLY, Rule, Verdict, ifname};
+use podwire_kernel::nft::{Base, Chain, CmpOp, Expr, MetaKey, NAT_RANDOM_FULLY, Rule, Verdict, ifname};
 use sha2::{Digest, Sha256};
 
 use super::conditions::Conditions;
@@ -22,11 +22,19 @@ const KUBE_PROXY_MARK: u32 = 0x4000;
 /// What all names of such chains begin with.
 const PREFIXES: [&str; 4] = ["masq-", "snat-", "cond-", "in-"];
 
-/// A chain that is named after what is in it.
+/// A chain that is made when elements need it: one that is named after what is in it, or a base chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NamedChain {
     pub(super) name: String,
+    pub(super) base: Option<Base>,
     pub(super) rules: Vec<Rule>,
+}
+
+impl NamedChain {
+    /// Without its rules.
+    pub(super) fn chain(&self) -> Chain {
+        Chain { name: self.name.clone(), base: self.base.clone(), comment: None }
+    }
 }
 
 /// Whether a chain of that name is one of these.
@@ -39,7 +47,7 @@ fn named(prefix: &str, meaning: &str, rules: Vec<Rule>) -> NamedChain {
     let mut hash = Sha256::new();
     hash.update(format!("{VERSION} {meaning}"));
     let digits: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    NamedChain { name: format!("{prefix}{digits}"), rules }
+    NamedChain { name: format!("{prefix}{digits}"), base: None, rules }
 }
 
 fn masquerade(fully_random: bool) -> Expr {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use podwire_kernel::nft::{Chain, Element, Nft};
+use podwire_kernel::nft::{Element, Nft};
 use podwire_kernel::sysctl;
 
 use super::compare::{RulesDrift, chain_drift, is_of_another_version, is_same_element, skeleton_drift};
@@ -31,8 +31,7 @@ pub fn check(nft: &mut Nft, attachment: &Attachment) -> Result<Vec<RulesDrift>, 
             && let Some(found) = &found
         {
             for chain in content.chains.values() {
-                let plain = Chain { name: chain.name.clone(), ..Chain::default() };
-                drift.extend(chain_drift(table, &plain, &chain.rules, found));
+                drift.extend(chain_drift(table, &chain.chain(), &chain.rules, found));
             }
         }
     }

@@ -10,7 +10,7 @@ use podwire_kernel::nft::{Element, MAX_COMMENT, TableRef, Verdict, concat, ifnam
 use super::chains::{self, NamedChain};
 use super::conditions::{self, ConditionError, Conditions};
 use super::matches::{family_of, octets};
-use super::skeleton::{self, ADDRESSED, CHECKED, GUARDED, LOCALNET, MACS, SetRef, links};
+use super::skeleton::{self, ADDRESSED, CHECKED, GUARDED, LOCALNET, MACS, SENDERS4, SetRef, links};
 use crate::{Attachment, IngressPolicy, Owner, OwnerId, PortMapping, Snat, Traffic};
 
 /// Elements and chains of one attachment.
@@ -20,7 +20,7 @@ pub(super) struct Content {
     pub(super) owned: BTreeMap<SetRef, Vec<Element>>,
     /// Elements that other pods of the same bridge need as well.
     pub(super) shared: BTreeMap<SetRef, Vec<Element>>,
-    /// The chains that the elements lead to.
+    /// The chains that the elements lead to, and the base chains that lead to the elements.
     pub(super) chains: BTreeMap<String, NamedChain>,
     /// Which host port an element is for: its set and key.
     pub(super) ports: BTreeMap<(SetRef, Vec<u8>), PortMapping>,
@@ -106,6 +106,9 @@ impl Work<'_> {
     }
 
     fn share(&mut self, set: SetRef, element: Element) {
+        if let Some(chain) = skeleton::base_chain_for(set.name) {
+            self.all.chains.insert(chain.name.clone(), chain);
+        }
         let elements = self.all.shared.entry(set).or_default();
         if !elements.contains(&element) {
             elements.push(element);
@@ -233,6 +236,9 @@ impl Work<'_> {
                 false => links::addresses(family_of(ip)),
             };
             self.own(set, Element::new(concat(&[&name, &octets(ip)])));
+            if is_port && ip.is_ipv4() {
+                self.own(SENDERS4, Element::new(concat(&[&name, &check.mac.0, &octets(ip)])));
+            }
         }
     }
 }

@@ -76,7 +76,12 @@ fn put_in(
                     refusal = Some(error);
                     continue;
                 }
-                committed => committed.map(|()| true).map_err(RulesError::from),
+                // An element does not refer to the base chain that leads to it, so that one may have gone meanwhile.
+                Ok(()) => {
+                    collided = true;
+                    is_ready(nft, content).map_err(RulesError::from)
+                }
+                Err(error) => Err(error.into()),
             }
         } else {
             complete(nft, content, owner, is_alive)
@@ -194,7 +199,7 @@ fn completing(
 ) -> Result<Batch, RulesError> {
     let mut batch = Batch::new();
     for chain in content.chains.values().filter(|chain| !node.chains.contains(&chain.name)) {
-        add_chain(&mut batch, INET, &chain.name, &chain.rules);
+        add_chain(&mut batch, INET, chain);
     }
     for (set, elements) in &content.owned {
         let mut outdated = Vec::new();

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use podwire_kernel::nft::{Batch, Chain, Data, Element, Place, Rule, TableContent, TableRef, Verdict};
+use podwire_kernel::nft::{Batch, Data, Element, Place, Rule, TableContent, TableRef, Verdict};
 
 use super::chains::{NamedChain, is_content_name};
 use super::compare::{chain_drift, is_same_element, is_same_set, skeleton_drift};
 use super::content::{Content, owner_of};
 use super::mend::Repaired;
-use super::skeleton::{INET, SetRef, is_shared, skeleton, table_comment};
+use super::skeleton::{
+    INET, SetRef, base_chain_for, is_made_when_needed, is_shared, skeleton, table_comment,
+};
 use crate::OwnerId;
 
 /// What all attachments together need.
@@ -48,7 +50,7 @@ impl Wanted {
 #[derive(Default)]
 struct Target {
     elements: BTreeMap<&'static str, BTreeMap<Vec<u8>, Element>>,
-    chains: BTreeMap<String, Vec<Rule>>,
+    chains: BTreeMap<String, NamedChain>,
 }
 
 /// Appends to `batch` what makes the table right. Elements of owners that `keep` says are left as they are, unless they
@@ -111,10 +113,12 @@ fn target(
         elements.retain(|_, element| match leads_to(element) {
             None => true,
             Some(name) => {
-                let known = wanted.chains.get(name).map(|chain| chain.rules.clone());
-                let known = known.or_else(|| found?.chains.get(name).map(|(_, rules)| rules.clone()));
-                known.is_some_and(|rules| {
-                    target.chains.insert(name.to_owned(), rules);
+                let present = || found?.chains.get(name).cloned();
+                let known = wanted.chains.get(name).cloned().or_else(|| {
+                    present().map(|(_, rules)| NamedChain { name: name.to_owned(), base: None, rules })
+                });
+                known.is_some_and(|chain| {
+                    target.chains.insert(name.to_owned(), chain);
                     true
                 })
             }
@@ -136,6 +140,10 @@ fn target(
         if !elements.is_empty() {
             target.elements.insert(set.name, elements);
         }
+    }
+    if table == INET {
+        let needed = target.elements.keys().filter_map(|set| base_chain_for(set));
+        target.chains.extend(needed.map(|chain| (chain.name.clone(), chain)));
     }
     target
 }
@@ -170,8 +178,8 @@ fn rebuild(
     for (chain, rules) in &skeleton.chains {
         add_rules(batch, table, &chain.name, rules);
     }
-    for (name, rules) in &target.chains {
-        add_chain(batch, table, name, rules);
+    for chain in target.chains.values() {
+        add_chain(batch, table, chain);
     }
     for (set, elements) in &target.elements {
         let elements: Vec<Element> = elements.values().cloned().collect();
@@ -190,10 +198,10 @@ fn add_rules(batch: &mut Batch, table: TableRef<'_>, chain: &str, rules: &[Rule]
     }
 }
 
-/// Makes a chain that is named after its content.
-pub(super) fn add_chain(batch: &mut Batch, table: TableRef<'_>, name: &str, rules: &[Rule]) {
-    batch.create_chain(table, &Chain { name: name.to_owned(), ..Chain::default() });
-    add_rules(batch, table, name, rules);
+/// Makes a chain that elements need.
+pub(super) fn add_chain(batch: &mut Batch, table: TableRef<'_>, chain: &NamedChain) {
+    batch.create_chain(table, &chain.chain());
+    add_rules(batch, table, &chain.name, &chain.rules);
 }
 
 fn mend_elements(
@@ -203,17 +211,22 @@ fn mend_elements(
     target: &Target,
 ) -> Repaired {
     let mut repaired = Repaired::default();
-    for (name, rules) in &target.chains {
-        let chain = Chain { name: name.clone(), ..Chain::default() };
-        if chain_drift(table, &chain, rules, found).is_none() {
+    for (name, chain) in &target.chains {
+        if chain_drift(table, &chain.chain(), &chain.rules, found).is_none() {
             continue;
         }
         repaired.chains += 1;
-        if found.chains.contains_key(name) {
-            batch.flush_chain(table, name);
-            add_rules(batch, table, name, rules);
-        } else {
-            add_chain(batch, table, name, rules);
+        match found.chains.get(name) {
+            // Elements lead to it: it cannot be made anew.
+            Some((is, _)) if is.base == chain.base => {
+                batch.flush_chain(table, name);
+                add_rules(batch, table, name, &chain.rules);
+            }
+            Some(_) => {
+                batch.delete_chain(table, name);
+                add_chain(batch, table, chain);
+            }
+            None => add_chain(batch, table, chain),
         }
     }
     for (set, _) in &skeleton(table).sets {
@@ -231,8 +244,8 @@ fn mend_elements(
         batch.create_elements(table, set.name, &lacking);
     }
     if table == INET {
-        let unused =
-            found.chains.keys().filter(|name| is_content_name(name) && !target.chains.contains_key(*name));
+        let is_ours = |name: &str| is_content_name(name) || is_made_when_needed(name);
+        let unused = found.chains.keys().filter(|name| is_ours(name) && !target.chains.contains_key(*name));
         for name in unused {
             repaired.chains += 1;
             batch.delete_chain(table, name);

@@ -2,16 +2,18 @@
 //!
 //! ```text
 //! inet podwire                                    maps and sets, an element per pod or port
-//!   raw-prerouting  what came by a link that must not bring 127.0.0.0/8   localnet
+//!   raw-prerouting* what came by a link that must not bring 127.0.0.0/8   localnet
 //!   prerouting ─┐   to one of this node's addresses → host-ports          ports4 ports6 address-ports4 …
 //!   output ─────┘
-//!   forward         who may open a connection to a pod                    ingress4 ingress6 itself4 itself6
+//!   forward*        who may open a connection to a pod                    ingress4 ingress6 itself4 itself6
 //!   postrouting     clients of host ports, then pods, get the node's      snat-tcp4 … clients4 masquerade4 …
 //!                   address
 //! bridge podwire, inet podwire-links                only where a pod's senders are checked
 //!   prerouting      what a pod may send as its own                        checked macs addressed addresses4 …
 //! ```
-//! A packet costs a few lookups, however many pods there are, and no rule is added for a pod.
+//! A packet costs a few lookups, however many pods there are, and no rule is added for a pod. But each base chain that a
+//! packet passes costs it something whatever is in it (1 to 2.5 % of a datagram between nodes each), so those with * are
+//! made with the first element that needs them, and go with the last.
 
 mod bridge;
 pub(super) mod links;
@@ -26,6 +28,7 @@ use podwire_kernel::nft::{
 use bridge::bridge_skeleton;
 use links::links_skeleton;
 
+use super::chains::NamedChain;
 use super::matches::{
     End, KEY, accept, address_in, drop, has_bits, is_family, load_address, load_destination_port, width,
 };
@@ -45,7 +48,7 @@ pub(super) const TABLES: [TableRef<'static>; 3] = [INET, BRIDGE, LINKS];
 
 /// Changes with every change of what this file and `chains` make. It stands in the tables' comments, and is part of
 /// the names of the chains that are named after their content.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// A set or map of one of the tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,6 +103,8 @@ pub(super) const CHECKED: SetRef = bridge("checked");
 pub(super) const MACS: SetRef = bridge("macs");
 /// Those whose IP addresses are checked, too.
 pub(super) const ADDRESSED: SetRef = bridge("addressed");
+/// Ports, MAC and IPv4 addresses of which all three together are right: what most frames have, found in one look.
+pub(super) const SENDERS4: SetRef = bridge("senders4");
 /// The IP addresses that they may send from.
 const ADDRESSES: [SetRef; 2] = [bridge("addresses4"), bridge("addresses6")];
 
@@ -248,15 +253,31 @@ fn inet_skeleton() -> Skeleton {
         vec![Rule::new(rule).comment("host ports are on the node's own addresses alone")]
     };
     let chains = vec![
-        (base("raw-prerouting", ChainKind::Filter, Hook::Prerouting, RAW), no_loopback_from_links()),
         (plain(HOST_PORTS), host_ports()),
         (base("prerouting", ChainKind::Nat, Hook::Prerouting, DSTNAT), to_local()),
         (base("output", ChainKind::Nat, Hook::Output, DSTNAT), to_local()),
-        (base("forward", ChainKind::Filter, Hook::Forward, FILTER), forward()),
         (plain(HOST_PORT_CLIENTS), host_port_clients()),
         (base("postrouting", ChainKind::Nat, Hook::Postrouting, SRCNAT), postrouting()),
     ];
     Skeleton { table: INET, sets, chains }
+}
+
+/// The base chain that the elements of a set of [`INET`] need, where not all elements do.
+pub(super) fn base_chain_for(set: &str) -> Option<NamedChain> {
+    let of = |sets: [SetRef; 2]| sets.iter().any(|one| one.name == set);
+    let (chain, rules) = if set == LOCALNET.name {
+        (base("raw-prerouting", ChainKind::Filter, Hook::Prerouting, RAW), no_loopback_from_links())
+    } else if set == GUARDED.name || of(INGRESS) || of(ITSELF) {
+        (base("forward", ChainKind::Filter, Hook::Forward, FILTER), forward())
+    } else {
+        return None;
+    };
+    Some(NamedChain { name: chain.name, base: chain.base, rules })
+}
+
+/// Whether a chain is one of those.
+pub(super) fn is_made_when_needed(chain: &str) -> bool {
+    [LOCALNET, GUARDED].iter().filter_map(|set| base_chain_for(set.name)).any(|made| made.name == chain)
 }
 
 /// With route_localnet the kernel no longer refuses what comes by a link and is from or to 127.0.0.0/8, so this does:

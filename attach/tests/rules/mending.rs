@@ -120,7 +120,7 @@ fn a_table_of_another_version_is_replaced_and_those_left_alone_are_kept() {
         install(&two);
         // The comment has the version.
         let text = run("nft", &["list", "table", "inet", "podwire"]);
-        let older = format!("delete table inet podwire\n{}", text.replace("podwire 1", "podwire 0"));
+        let older = format!("delete table inet podwire\n{}", text.replace("podwire 2", "podwire 0"));
         let file = std::env::temp_dir().join(format!("podwire-rules-{}", std::process::id()));
         std::fs::write(&file, older).expect("written");
         run("nft", &["-f", file.to_str().expect("a path")]);
@@ -154,6 +154,83 @@ fn what_nobody_needs_goes_and_what_is_left_alone_stays() {
         // 127.0.0.0/8 is still routed over the bridge, so the drop stays.
         assert!(listed.contains("elements = { \"br0\" }"), "{listed}");
         assert!(reconcile(&[]).is_clean());
+    });
+}
+
+/// Every packet pays for a base chain.
+#[test]
+fn base_chains_are_there_while_a_pod_needs_them() {
+    in_new_netns(|| {
+        bridge("br0");
+        let full = full_pod(1);
+        let mut plain = full_pod(2);
+        let traffic = plain.traffic.as_mut().expect("known");
+        traffic.ports.clear();
+        traffic.ingress = podwire_attach::IngressPolicy::Open;
+        let hooks = || {
+            let listed = run("nft", &["list", "table", "inet", "podwire"]);
+            ["forward", "raw-prerouting"].map(|chain| listed.contains(&format!("chain {chain} {{")))
+        };
+        install(&plain);
+        assert_eq!(hooks(), [false, false]);
+        install(&full);
+        assert_eq!(hooks(), [true, true]);
+        assert!(differences(&full).is_empty() && differences(&plain).is_empty());
+
+        // One of another kind in its place, and one that is gone.
+        run("nft", &["add chain inet podwire forward { policy drop; }"]);
+        run("nft", &["flush chain inet podwire raw-prerouting; delete chain inet podwire raw-prerouting"]);
+        let named = [
+            "chain forward of nftables table inet podwire was changed",
+            "chain raw-prerouting of nftables table inet podwire is missing",
+        ];
+        assert_eq!(differences(&full), named);
+        assert_eq!(reconcile(&[&full, &plain]), Repaired { chains: 2, ..Repaired::default() });
+        assert!(differences(&full).is_empty());
+
+        // What a pod that is left alone needs stays, and so does the drop of what 127.0.0.1 is routed to.
+        rules::reconcile(&mut nft(), &[&plain], &|owner| owner == id("c1")).expect("reconciled");
+        assert_eq!(hooks(), [true, true]);
+        reconcile(&[&plain]);
+        assert_eq!(hooks(), [false, true]);
+        podwire_kernel::sysctl::write("net/ipv4/conf/br0/route_localnet", "0").expect("written");
+        reconcile(&[&plain]);
+        assert_eq!(hooks(), [false, false]);
+        assert!(reconcile(&[&plain]).is_clean());
+
+        // Made again by the next that needs them, in a table that is there.
+        install(&full);
+        assert_eq!(hooks(), [true, true]);
+        assert!(differences(&full).is_empty());
+    });
+}
+
+/// The tables of version 1 had the two base chains whether anybody needed them or not.
+#[test]
+fn base_chains_of_an_older_version_go_where_nobody_needs_them() {
+    in_new_netns(|| {
+        bridge("br0");
+        let mut plain = full_pod(1);
+        let traffic = plain.traffic.as_mut().expect("known");
+        traffic.ports.clear();
+        traffic.ingress = podwire_attach::IngressPolicy::Open;
+        install(&plain);
+        let text = run("nft", &["list", "table", "inet", "podwire"]).replace("podwire 2", "podwire 1");
+        let file = std::env::temp_dir().join(format!("podwire-rules-older-{}", std::process::id()));
+        let older = format!(
+            "delete table inet podwire\n{text}\n\
+             add chain inet podwire forward {{ type filter hook forward priority 0; }}\n\
+             add rule inet podwire forward ct state established,related accept\n\
+             add chain inet podwire raw-prerouting {{ type filter hook prerouting priority -300; }}\n"
+        );
+        std::fs::write(&file, older).expect("written");
+        run("nft", &["-f", file.to_str().expect("a path")]);
+        std::fs::remove_file(&file).expect("removed");
+        assert_eq!(differences(&plain), Vec::<String>::new());
+        assert_eq!(reconcile(&[&plain]).skeletons, 1);
+        let listed = run("nft", &["list", "table", "inet", "podwire"]);
+        assert!(!listed.contains("chain forward") && !listed.contains("chain raw-prerouting"), "{listed}");
+        assert!(differences(&plain).is_empty());
     });
 }
 

@@ -1,6 +1,7 @@
 use podwire_kernel::nft::Data;
 
 use super::*;
+use crate::rules::chains::is_content_name;
 use crate::{Masquerade, PodAddress, PortAccess, Protocol, SourceCheck};
 
 fn pod(addresses: &[&str], traffic: Traffic) -> Attachment {
@@ -143,6 +144,7 @@ fn everything_else() {
         bridge addresses6 70773000.00000000.00000000.00000000.fd010000.00000000.00000000.00000007
         bridge checked 70773000.00000000.00000000.00000000
         bridge macs 70773000.00000000.00000000.00000000.02000000.00070000
+        bridge senders4 70773000.00000000.00000000.00000000.02000000.00070000.0a010007
         inet guarded 62723000.00000000.00000000.00000000
         ",
     );
@@ -163,11 +165,28 @@ fn a_link_of_its_own_is_checked_where_packets_are_routed() {
 }
 
 #[test]
+fn base_chains_are_for_those_who_need_them() {
+    let base = |traffic| {
+        let chains = content(&pod(&["10.1.0.7/24"], traffic)).unwrap().chains.into_values();
+        chains.filter(|chain| chain.base.is_some()).map(|chain| chain.name).collect::<Vec<_>>()
+    };
+    let masquerade = Some(Masquerade { inside: Vec::new(), fully_random: true });
+    assert_eq!(base(Traffic { masquerade, ..on_bridge() }), Vec::<String>::new());
+    assert_eq!(base(Traffic { ingress: IngressPolicy::SameBridge, ..on_bridge() }), ["forward"]);
+    assert_eq!(base(Traffic { ports: vec![port(None, 8080)], ..on_bridge() }), ["raw-prerouting"]);
+}
+
+#[test]
 fn pods_of_a_network_share_their_chains_and_others_do_not() {
     let chains = |address: &str, inside: &str, policy| {
         let masquerade = Masquerade { inside: vec![inside.parse().unwrap()], fully_random: true };
         let traffic = Traffic { masquerade: Some(masquerade), ingress: policy, ..on_bridge() };
-        content(&pod(&[address], traffic)).unwrap().chains.into_keys().collect::<Vec<_>>()
+        content(&pod(&[address], traffic))
+            .unwrap()
+            .chains
+            .into_keys()
+            .filter(|name| is_content_name(name))
+            .collect::<Vec<_>>()
     };
     let one = chains("10.1.0.7/24", "10.1.0.0/16", IngressPolicy::SameBridge);
     assert_eq!(one, chains("10.1.0.8/24", "10.1.0.0/16", IngressPolicy::SameBridge));

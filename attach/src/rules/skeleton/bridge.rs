@@ -6,7 +6,7 @@
 use podwire_kernel::Family;
 use podwire_kernel::nft::{ChainKind, DataType, Expr, Header, Hook, MetaKey, Reg, Rule, Verdict};
 
-use super::{ADDRESSED, BRIDGE, CHECKED, MACS, SetRef, Skeleton, addresses, base, plain, set};
+use super::{ADDRESSED, BRIDGE, CHECKED, MACS, SENDERS4, SetRef, Skeleton, addresses, base, plain, set};
 use crate::rules::matches::{End, ICMPV6, KEY, UDP, accept, drop, load_address};
 
 /// Before br_netfilter, whose priority is 0 (NF_BR_PRI_BRNF).
@@ -14,6 +14,9 @@ const FIRST: i32 = -300;
 
 /// The register after a link's name.
 const AFTER_NAME: Reg = Reg(4);
+
+/// The register after a link's name and a MAC address, which takes two.
+const AFTER_MAC: Reg = Reg(6);
 
 const ARP: &str = "arp-sender";
 const IPV4: &str = "ipv4-sender";
@@ -42,6 +45,7 @@ pub(super) fn bridge_skeleton() -> Skeleton {
         set(CHECKED, &[PORT], None),
         set(MACS, &[PORT, DataType::ETHER_ADDR], None),
         set(ADDRESSED, &[PORT], None),
+        set(SENDERS4, &[PORT, DataType::ETHER_ADDR, DataType::IPV4_ADDR], None),
         set(addresses(Family::V4), &[PORT, DataType::IPV4_ADDR], None),
         set(addresses(Family::V6), &[PORT, DataType::IPV6_ADDR], None),
     ];
@@ -107,7 +111,17 @@ fn prerouting() -> Vec<Rule> {
         rule(vec![load, Expr::eq(KEY, number.to_be_bytes()), goto(chain)])
     };
     let source_mac = Expr::payload(Header::Link, 6, 6, AFTER_NAME);
+    let own_ipv4 = vec![
+        Expr::payload(Header::Link, 12, 2, KEY),
+        Expr::eq(KEY, ETHER_IPV4.to_be_bytes()),
+        port(),
+        source_mac.clone(),
+        load_address(Family::V4, End::Source, AFTER_MAC),
+        is_in(SENDERS4),
+        accept(),
+    ];
     vec![
+        rule(own_ipv4).comment("what the rules below find step by step"),
         rule(vec![port(), not_in(CHECKED), accept()]),
         rule(vec![port(), source_mac, not_in(MACS), drop()]).comment("another's MAC address"),
         rule(vec![port(), not_in(ADDRESSED), accept()]),
