@@ -7,7 +7,7 @@ use std::time::Duration;
 use podwire_netns_tests::etcd::{Etcd, EtcdOptions};
 use podwire_netns_tests::traffic::{Flow, Flows};
 use podwire_netns_tests::underlay::{Families, Layout, Underlay, Uplink};
-use podwire_netns_tests::{Lab, LabError, Node, Pod, Result};
+use podwire_netns_tests::{Lab, LabError, Node, Pod, Result, wait_for};
 
 /// Two nodes with a pod each, connected as an agent would, with a VXLAN device in IPv4.
 struct ByHand {
@@ -113,6 +113,12 @@ fn flows_lose_what_the_network_loses_and_nothing_else() -> Result<()> {
     Ok(())
 }
 
+/// The first packets may be lost while a neighbour is looked for.
+fn reaches(node: &Node, address: IpAddr) -> bool {
+    let ping = || node.run("busybox", &["ping", "-c", "1", "-W", "1", &address.to_string()]);
+    wait_for(SOON, || ping().is_ok_and(|done| done.status.success()))
+}
+
 #[test]
 fn nodes_of_a_routed_underlay_are_not_on_link() -> Result<()> {
     for (layout, on_link) in [(Layout::Flat, true), (Layout::Routed, false)] {
@@ -121,9 +127,7 @@ fn nodes_of_a_routed_underlay_are_not_on_link() -> Result<()> {
         let nodes = [lab.node("a")?, lab.node("b")?];
         let uplinks = [underlay.attach(&nodes[0], 0)?, underlay.attach(&nodes[1], 1)?];
         for address in underlay.addresses(1) {
-            nodes[0]
-                .run("busybox", &["ping", "-c", "1", "-W", "5", &address.to_string()])?
-                .success("ping")?;
+            assert!(reaches(&nodes[0], address), "{address}");
             let route = nodes[0].ip(&["route", "get", &address.to_string()])?;
             assert_eq!(route[0]["gateway"].is_null(), on_link, "{route}");
         }
@@ -135,9 +139,7 @@ fn nodes_of_a_routed_underlay_are_not_on_link() -> Result<()> {
         }
         uplinks[0].add_default_routes()?;
         for address in &more {
-            nodes[1]
-                .run("busybox", &["ping", "-c", "1", "-W", "5", &address.to_string()])?
-                .success("ping")?;
+            assert!(reaches(&nodes[1], *address), "{address}");
         }
         uplinks[0].set_mtu(1400)?;
         assert_eq!(nodes[0].ip(&["link", "show", "eth0"])?[0]["mtu"], 1400);
@@ -145,9 +147,7 @@ fn nodes_of_a_routed_underlay_are_not_on_link() -> Result<()> {
         assert_eq!(nodes[0].ip(&["link", "show", "eth0"])?[0]["operstate"], "DOWN");
         uplinks[0].plug()?;
         for address in &more {
-            nodes[1]
-                .run("busybox", &["ping", "-c", "1", "-W", "5", &address.to_string()])?
-                .success("ping")?;
+            assert!(reaches(&nodes[1], *address), "{address}");
         }
         drop(underlay);
     }

@@ -243,6 +243,10 @@ fn a_node_that_is_taken_out_refuses_pods_and_one_that_is_moved_says_which_are_lo
     })?;
     let problem = status["problems"][0]["message"].as_str().unwrap_or_default().to_owned();
     assert!(problem.contains("1 interfaces of pods"), "{problem}");
+    // What plugins go by follows what people are told.
+    let is_told =
+        || node_config(scene.cluster.member(0)).is_ok_and(|node| node["subnets"][0] == "10.240.78.0/24");
+    assert!(wait_for(AT_LAST, is_told), "{:?}", node_config(scene.cluster.member(0)));
     let pod = scene.cluster.pod(0, "in-the-new-one")?;
     assert_eq!(pod.address(true)?.to_string().split('.').nth(2), Some("78"));
     scene.cluster.assert_reach(&pod, &scene.pods[1])
