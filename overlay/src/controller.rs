@@ -26,7 +26,13 @@ const SETTLE_AT_MOST: Duration = Duration::from_millis(25);
 
 /// The least pause between two passes. It is also at least as long as the last pass took, so that programs that fight
 /// over the kernel's tables, or a store that never rests, get half of a processor and no more.
+///
+/// What was a full pass is no rest for a wish: that one is carried out fast, and only fast ones put it off.
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// How long a look that nothing is known to be wrong for stands back behind wishes: with thousands of peers it takes
+/// many times as long as what one of them changes. A store that never rests does not put it off for ever.
+const STAND_BACK: Duration = Duration::from_secs(1);
 
 /// How often everything is looked at without an event: events can be lost unheard, and sysctls have none.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -137,6 +143,8 @@ pub struct Outcome {
     pub failures: usize,
     /// More than peers would have to change: it was left to a full pass.
     pub was_too_much: bool,
+    /// It was given up for a wish, before anything was done; see [`Pass::yields`].
+    pub was_given_up: bool,
     /// What it came upon that explains more than the event that it was made for: of a device that is gone the kernel may
     /// tell last.
     pub found: Option<Cause>,
@@ -177,6 +185,8 @@ pub struct Pass {
     pub causes: Vec<Cause>,
     /// When the first of it happened.
     pub since: Duration,
+    /// Nothing is known to be wrong: while it only reads, it may be given up for a new wish, and is made after that.
+    pub yields: bool,
 }
 
 impl Pass {
@@ -208,6 +218,10 @@ pub struct Counters {
 struct Due {
     at: Duration,
     since: Duration,
+    /// Since when a wish is among the causes.
+    wish: Option<Duration>,
+    /// Since when anything else is.
+    others: Option<Duration>,
     causes: Vec<Cause>,
 }
 
@@ -221,6 +235,8 @@ pub struct Controller {
     running: Option<(Pass, Duration)>,
     /// When the next pass may begin.
     rest_until: Duration,
+    /// The same for a fast one.
+    fast_rest_until: Duration,
     look: Duration,
     failed_in_a_row: u32,
     ending: bool,
@@ -233,9 +249,10 @@ impl Controller {
         Self {
             known: Known::Nothing,
             is_settled: false,
-            due: Some(Due { at: now, since: now, causes: vec![Cause::Start] }),
+            due: Some(Due { at: now, since: now, wish: None, others: Some(now), causes: vec![Cause::Start] }),
             running: None,
             rest_until: now,
+            fast_rest_until: now,
             look: now + LOOK_EVERY,
             failed_in_a_row: 0,
             ending: false,
@@ -274,8 +291,9 @@ impl Controller {
     }
 
     fn plan(&mut self, cause: Cause, since: Duration, at: Duration) {
+        let (wish, others) = if cause == Cause::Wish { (Some(since), None) } else { (None, Some(since)) };
         match &mut self.due {
-            None => self.due = Some(Due { at, since, causes: vec![cause] }),
+            None => self.due = Some(Due { at, since, wish, others, causes: vec![cause] }),
             Some(due) => {
                 // A wish does not wait for others; a change waits for more of its kind, and not for ever.
                 due.at = match cause {
@@ -283,6 +301,8 @@ impl Controller {
                     _ => due.at.max(at).min(due.since + SETTLE_AT_MOST).max(due.at.min(at)),
                 };
                 due.since = due.since.min(since);
+                due.wish = due.wish.into_iter().chain(wish).min();
+                due.others = due.others.into_iter().chain(others).min();
                 if !due.causes.contains(&cause) {
                     due.causes.push(cause);
                 }
@@ -293,7 +313,18 @@ impl Controller {
     fn done(&mut self, outcome: Outcome, jitter: f64, now: Duration) {
         let Some((pass, begun)) = self.running.take() else { return };
         let took = now.saturating_sub(begun);
-        self.rest_until = now + took.clamp(PAUSE, BACKOFF_AT_MOST);
+        if outcome.was_given_up {
+            self.rest_until = now;
+            self.fast_rest_until = now;
+            for cause in pass.causes {
+                // Whoever makes passes hears what it was given up for before that.
+                self.plan(cause, pass.since, now + Duration::from_millis(1));
+            }
+            return;
+        }
+        let rest = now + took.clamp(PAUSE, BACKOFF_AT_MOST);
+        self.rest_until = self.rest_until.max(rest);
+        self.fast_rest_until = if pass.full { now + PAUSE } else { rest };
         if pass.full {
             self.look = now + LOOK_EVERY;
         }
@@ -306,6 +337,7 @@ impl Controller {
         if outcome.was_too_much {
             self.is_settled = false;
             self.rest_until = now;
+            self.fast_rest_until = now;
             self.plan(Cause::Wish, pass.since, now);
             return;
         }
@@ -337,7 +369,9 @@ impl Controller {
             }
             self.look = now + LOOK_EVERY;
         }
+        let wish = self.due.as_ref().and_then(|due| self.wish_before(due, now));
         let at = match &self.due {
+            Some(_) if wish.is_some() => self.fast_rest_until.max(now),
             Some(due) => due.at.max(self.rest_until),
             None => self.look.max(self.rest_until),
         };
@@ -345,9 +379,26 @@ impl Controller {
             return Action::Wait(at.min(self.look.max(self.rest_until)));
         }
         match self.due.take() {
+            Some(due) if wish.is_some() => {
+                let (wishes, others): (Vec<_>, Vec<_>) =
+                    due.causes.into_iter().partition(|cause| *cause == Cause::Wish);
+                if !others.is_empty() {
+                    let since = due.others.unwrap_or(due.since);
+                    self.due =
+                        Some(Due { at: due.at, since, wish: None, others: due.others, causes: others });
+                }
+                self.run(Due { at: now, since: wish.unwrap_or(now), wish, others: None, causes: wishes }, now)
+            }
             Some(due) => self.run(due, now),
             None => Action::Wait(self.look),
         }
+    }
+
+    /// Since when a wish has waited that can be carried out fast, and before whatever else there is to do.
+    fn wish_before(&self, due: &Due, now: Duration) -> Option<Duration> {
+        let others_wait = due.causes.iter().all(|cause| *cause == Cause::Wish || stands_back(*cause));
+        let is_young = now.saturating_sub(due.others.unwrap_or(now)) < STAND_BACK;
+        due.wish.filter(|_| self.is_settled && others_wait && is_young)
     }
 
     fn run(&mut self, mut due: Due, now: Duration) -> Action {
@@ -358,10 +409,17 @@ impl Controller {
         } else {
             self.counters.fast += 1;
         }
-        let pass = Pass { full, known: self.known, causes: due.causes, since: due.since };
+        let waits = now.saturating_sub(due.since) < STAND_BACK;
+        let yields = full && waits && self.is_settled && due.causes.iter().all(|cause| stands_back(*cause));
+        let pass = Pass { full, known: self.known, causes: due.causes, since: due.since, yields };
         self.running = Some((pass.clone(), now));
         Action::Run(pass)
     }
+}
+
+/// Whether nothing is known to be wrong where this is the cause of a look.
+fn stands_back(cause: Cause) -> bool {
+    matches!(cause, Cause::Time | Cause::Asked)
 }
 
 /// Between half of the wait and all of it.

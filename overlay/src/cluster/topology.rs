@@ -11,7 +11,7 @@ mod check;
 mod record;
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -164,6 +164,8 @@ pub struct Topology {
     nodes: Vec<Judged>,
     /// Who says that something is theirs which only one node can have.
     claims: HashMap<Claim, Claimants>,
+    /// Addresses that more than one says to be at.
+    shared: BTreeSet<IpAddr>,
     /// Peers that lose by a claim, by name.
     losers: BTreeMap<String, Problem>,
     /// What is left.
@@ -218,6 +220,7 @@ impl Topology {
             config: snapshot.config.clone(),
             nodes: Vec::new(),
             claims: HashMap::with_capacity(4 * snapshot.nodes.len()),
+            shared: BTreeSet::new(),
             losers: BTreeMap::new(),
             peers: Vec::new(),
         };
@@ -264,8 +267,8 @@ impl Topology {
             _ => None,
         });
         let mut problems: Vec<_> = wrong.chain(self.losers.values()).cloned().collect();
-        for (claim, claimants) in &self.claims {
-            if let (Claim::Address(address), [_, ..]) = (claim, claimants.others.as_slice()) {
+        for address in &self.shared {
+            if let Some(claimants) = self.claims.get(&Claim::Address(*address)) {
                 let mut names: Vec<_> = claimants.all().map(|peer| shown(peer.name())).collect();
                 names.sort();
                 for name in &names {
@@ -282,8 +285,77 @@ impl Topology {
         problems
     }
 
+    /// Brings it up to date where the same nodes are there as before: what has not changed is neither moved nor looked
+    /// at, beyond whether it is the same record. `None` if others are there.
+    fn amend(&mut self, snapshot: &Snapshot) -> Option<bool> {
+        if self.nodes.len() != snapshot.nodes.len() {
+            return None;
+        }
+        let mut others = Vec::new();
+        for (place, (node, (key, record))) in self.nodes.iter().zip(&snapshot.nodes).enumerate() {
+            if Arc::ptr_eq(&node.record, record) {
+                continue;
+            }
+            if node.record.name != *key || record.name != *key {
+                return None;
+            }
+            if node.record != *record {
+                others.push((place, key, record));
+            }
+        }
+        if others.is_empty() {
+            return Some(false);
+        }
+        let mut touched = Vec::new();
+        let mut is_same_crowd = self.losers.is_empty();
+        let (name, membership, config) = (self.name.clone(), self.membership.clone(), self.config.clone());
+        let judge = Judge::new(&name, &membership, &config);
+        let mut renewed = Vec::with_capacity(others.len());
+        for (place, key, record) in others {
+            let now = Judged { record: Arc::clone(record), verdict: judge.judge(key, record) };
+            match &now.verdict {
+                Verdict::Good(peer) => renewed.push(Arc::clone(peer)),
+                _ => is_same_crowd = false,
+            }
+            let Some(node) = self.nodes.get_mut(place) else { continue };
+            let before = std::mem::replace(node, now);
+            is_same_crowd &= matches!(before.verdict, Verdict::Good(_));
+            self.forget(&before, &mut touched);
+        }
+        renewed.iter().for_each(|peer| self.remember(peer, &mut touched));
+        self.settle(touched);
+        is_same_crowd &= self.losers.is_empty();
+        for peer in renewed.into_iter().take_while(|_| is_same_crowd) {
+            let place = self.peers.binary_search_by(|other| other.name().cmp(peer.name()));
+            if let Some(known) = place.ok().and_then(|place| self.peers.get_mut(place)) {
+                *known = peer;
+            }
+        }
+        if !is_same_crowd {
+            self.gather();
+        }
+        Some(true)
+    }
+
+    /// All that are right and lose nothing.
+    fn gather(&mut self) {
+        let good = self.nodes.iter().filter_map(|node| match &node.verdict {
+            Verdict::Good(peer) => Some(peer),
+            _ => None,
+        });
+        let losers = &self.losers;
+        self.peers = if losers.is_empty() {
+            good.cloned().collect()
+        } else {
+            good.filter(|peer| !losers.contains_key(peer.name())).cloned().collect()
+        };
+    }
+
     /// Both sides are sorted by name, so one walk finds what differs.
     fn merge(&mut self, snapshot: &Snapshot) -> bool {
+        if let Some(changed) = self.amend(snapshot) {
+            return changed;
+        }
         let mut touched = Vec::new();
         let mut changed = false;
         let mut old = std::mem::take(&mut self.nodes).into_iter().peekable();
@@ -324,16 +396,7 @@ impl Topology {
         self.nodes = nodes;
         if changed {
             self.settle(touched);
-            let good = self.nodes.iter().filter_map(|node| match &node.verdict {
-                Verdict::Good(peer) => Some(peer),
-                _ => None,
-            });
-            let losers = &self.losers;
-            self.peers = if losers.is_empty() {
-                good.cloned().collect()
-            } else {
-                good.filter(|peer| !losers.contains_key(peer.name())).cloned().collect()
-            };
+            self.gather();
         }
         changed
     }
@@ -346,6 +409,9 @@ impl Topology {
                 }
                 Entry::Occupied(mut taken) => {
                     taken.get_mut().others.push(Arc::clone(peer));
+                    if let Claim::Address(address) = claim {
+                        self.shared.insert(address);
+                    }
                     touched.push(claim);
                 }
             }
@@ -359,6 +425,11 @@ impl Topology {
             let Entry::Occupied(mut taken) = self.claims.entry(claim) else { continue };
             let claimants = taken.get_mut();
             touched.push(claim);
+            if claimants.others.len() < 2
+                && let Claim::Address(address) = claim
+            {
+                self.shared.remove(&address);
+            }
             if !Arc::ptr_eq(&claimants.first, peer) {
                 claimants.others.retain(|other| !Arc::ptr_eq(other, peer));
             } else if let Some(next) = claimants.others.pop() {

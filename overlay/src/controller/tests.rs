@@ -210,6 +210,58 @@ fn more_than_peers_is_left_to_a_full_pass_at_once() {
 }
 
 #[test]
+fn a_wish_waits_for_no_rest_after_a_full_pass() {
+    let mut simulation = Simulation::settled();
+    simulation.event(Event::Changed(Cause::Route));
+    simulation.now += SETTLE;
+    simulation.event(Event::Tick);
+    simulation.end(90 * MS, Outcome::default());
+    let ended = simulation.now;
+    simulation.passes.clear();
+    simulation.event(wish(true));
+    simulation.run_until(ended + 300 * MS, MS, Outcome::default());
+    assert_eq!(simulation.ran(), [((ended + PAUSE).as_millis(), false, vec![Cause::Wish])]);
+}
+
+#[test]
+fn a_look_that_is_but_routine_stands_back_behind_a_wish_and_is_made_after_it() {
+    let mut simulation = Simulation::settled();
+    let Action::Wait(_) = simulation.handle(Event::Changed(Cause::Asked)) else { panic!("no settling") };
+    simulation.now += SETTLE;
+    let Action::Run(look) = simulation.handle(Event::Tick) else { panic!("no look") };
+    assert!(look.full && look.yields);
+    // A wish comes while it reads.
+    simulation.now += 20 * MS;
+    let wished = simulation.now;
+    simulation.is_running = false;
+    let given_up = Outcome { was_given_up: true, ..Outcome::default() };
+    let Action::Wait(_) = simulation.handle(Event::Done { outcome: given_up, jitter: 0.0 }) else {
+        panic!("what it was given up for has not been heard yet")
+    };
+    let Action::Run(fast) = simulation.handle(wish(true)) else { panic!("no pass") };
+    assert_eq!((fast.full, fast.causes.as_slice(), fast.since), (false, &[Cause::Wish][..], wished));
+    simulation.passes.clear();
+    simulation.run_until(wished + 100 * MS, MS, Outcome::default());
+    assert_eq!(simulation.ran().into_iter().map(|ran| ran.2).collect::<Vec<_>>(), [[Cause::Asked]]);
+    assert_eq!(simulation.passes[0].1.since, look.since, "it has waited since then");
+}
+
+#[test]
+fn wishes_without_end_do_not_put_a_look_off_for_ever() {
+    let mut simulation = Simulation::settled();
+    simulation.event(Event::Changed(Cause::Asked));
+    let asked = simulation.now;
+    while simulation.now < asked + 2 * STAND_BACK {
+        simulation.event(wish(true));
+        let end = simulation.now + 3 * MS;
+        simulation.run_until(end, MS, Outcome::default());
+    }
+    let look = simulation.passes.iter().find(|(_, pass)| pass.full).expect("a look");
+    assert!(look.0 < asked + STAND_BACK + 20 * MS, "{:?}", look.0);
+    assert!(!look.1.yields, "this one is made to its end");
+}
+
+#[test]
 fn repairs_are_counted_by_what_explains_them_and_wishes_are_none() {
     let mut simulation = Simulation::settled();
     let outcome = Outcome { operations: 7, failures: 2, ..Outcome::default() };

@@ -8,14 +8,18 @@ use podwire_kernel::{Error, Family, Netlink, sysctl};
 use crate::desired::DeviceId;
 use crate::plan::{Observed, forwarding_sysctl};
 
-/// Reads links, addresses and the main table's routes, and of our devices the neighbours and forwarding entries.
+/// Reads links, addresses and the main table's routes, and of our devices the neighbours and forwarding entries. `None`
+/// if it was given up between two of them.
 ///
 /// # Errors
 /// The kernel does not answer, or its tables kept changing while they were read.
-pub(super) fn observe(netlink: &mut Netlink) -> Result<Observed, Error> {
+pub(super) fn observe(netlink: &mut Netlink, gives_up: &dyn Fn() -> bool) -> Result<Option<Observed>, Error> {
     let mut observed =
         Observed { links: netlink.links()?, addresses: netlink.addresses(None)?, ..Observed::default() };
     for family in [Family::V4, Family::V6] {
+        if gives_up() {
+            return Ok(None);
+        }
         match netlink.routes(&RouteFilter::main(family)) {
             // A kernel without IPv6.
             Err(error) if error.is_without_family() => {}
@@ -24,11 +28,17 @@ pub(super) fn observe(netlink: &mut Netlink) -> Result<Observed, Error> {
     }
     for link in &observed.links {
         if DeviceId::of(link).is_some() {
+            if gives_up() {
+                return Ok(None);
+            }
             observed.neighbours.extend(netlink.neighbours(link.index)?);
+            if gives_up() {
+                return Ok(None);
+            }
             observed.fdb.extend(netlink.fdb(link.index)?);
         }
     }
-    Ok(observed)
+    Ok(Some(observed))
 }
 
 /// Reads these sysctls and those of forwarding. What cannot be read, such as a device's that is yet to be made, is left

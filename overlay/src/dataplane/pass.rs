@@ -45,6 +45,8 @@ pub(super) struct Dataplane {
     in_the_way: Vec<Problem>,
     /// Peers that lack something, and why.
     pub(super) broken: BTreeMap<String, String>,
+    /// What was replaced: to free what belongs to thousands of peers takes its time, for which nobody has to wait.
+    replaced: (Vec<Input>, Vec<Arc<Desired>>),
 }
 
 /// What a pass did.
@@ -56,6 +58,8 @@ pub(super) struct Done {
     pub(super) lacking: BTreeSet<DeviceId>,
     /// The kernel could not be read, or something failed that is not one peer's.
     pub(super) was_too_much: bool,
+    /// It was given up before anything was done.
+    pub(super) was_given_up: bool,
 }
 
 impl Done {
@@ -103,6 +107,7 @@ impl Dataplane {
             entries: None,
             in_the_way: Vec::new(),
             broken: BTreeMap::new(),
+            replaced: Default::default(),
         }
     }
 
@@ -123,7 +128,12 @@ impl Dataplane {
             // What was goes on.
             Err(error) => self.refused = Some(error),
         }
-        self.input = Some(input);
+        self.replaced.0.extend(self.input.replace(input));
+    }
+
+    /// Frees what has been replaced.
+    pub(super) fn tidy(&mut self) {
+        self.replaced = Default::default();
     }
 
     /// Whether the last input was refused as a whole.
@@ -170,8 +180,8 @@ impl Dataplane {
         self.netlink.as_ref().map(Netlink::port)
     }
 
-    /// Makes a pass.
-    pub(super) fn pass(&mut self, pass: &Pass) -> Done {
+    /// Makes a pass. One that may be given up is, if there is news before it has done anything.
+    pub(super) fn pass(&mut self, pass: &Pass, has_news: &dyn Fn() -> bool) -> Done {
         let mut done = Done::default();
         let result = match (pass.full, &self.desired, &self.topology) {
             (false, Some(_), Some(_)) => self.fast(pass, &mut done),
@@ -179,7 +189,7 @@ impl Dataplane {
                 done.was_too_much = true;
                 Ok(())
             }
-            (true, ..) => self.full(pass, &mut done),
+            (true, ..) => self.full(pass, &|| pass.yields && has_news(), &mut done),
         };
         if let Err(error) = result {
             // An answer may still be under way in the old one.
@@ -196,8 +206,11 @@ impl Dataplane {
         }
     }
 
-    fn full(&mut self, pass: &Pass, done: &mut Done) -> Result<(), Error> {
-        let mut observed = observe(self.socket()?)?;
+    fn full(&mut self, pass: &Pass, gives_up: &dyn Fn() -> bool, done: &mut Done) -> Result<(), Error> {
+        let Some(mut observed) = observe(self.socket()?, gives_up)? else {
+            done.was_given_up = true;
+            return Ok(());
+        };
         self.look_at_underlay(&observed);
         let Some(desired) = self.wish().filter(|_| pass.known != Known::Nothing) else { return Ok(()) };
         observed.sysctls = sysctls(desired.sysctls.keys().map(String::as_str));
@@ -205,6 +218,10 @@ impl Dataplane {
         let deletes = deletes(pass.known);
         let plan = plan(&desired, &observed, deletes);
         drop(observed);
+        if plan.is_empty() && done.count() == 0 && gives_up() {
+            done.was_given_up = true;
+            return Ok(());
+        }
         self.carry_out(&desired, &plan, true, done)?;
         let filter = self.filter_of(&desired);
         match self.filter.hold(&filter, deletes == Deletes::Allowed) {
@@ -237,7 +254,13 @@ impl Dataplane {
             Err(error) if error.is_missing() => done.was_too_much = true,
             Err(error) => done.fail("rules", "change the senders in table inet podwire-node", error),
         }
+        let entries = self.entries.take();
         self.settle(desired);
+        // What was told to stay may be anything; else the steps are the whole difference.
+        self.entries = entries.filter(|_| pass.known == Known::All);
+        if let Some(entries) = &mut self.entries {
+            entries.follow(&plan.steps, &self.indices);
+        }
         Ok(())
     }
 
@@ -282,7 +305,7 @@ impl Dataplane {
 
     fn settle(&mut self, desired: Arc<Desired>) {
         if !self.desired.as_ref().is_some_and(|before| Arc::ptr_eq(before, &desired)) {
-            self.desired = Some(desired);
+            self.replaced.1.extend(self.desired.replace(desired));
             self.entries = None;
         }
         self.is_new = false;

@@ -21,6 +21,7 @@ use super::Settings;
 use super::apply::Indices;
 use crate::controller::Cause;
 use crate::desired::{Desired, Device, DeviceId, MARK, UnderlayFacts};
+use crate::plan::{Operation, Step};
 
 /// What is ours.
 pub(super) struct Ours<'a> {
@@ -61,6 +62,35 @@ impl Entries {
             }
         }
         entries
+    }
+
+    /// Brings them up to date with what was carried out so that the kernel has other entries.
+    pub(super) fn follow(&mut self, steps: &[Step], indices: &Indices) {
+        for step in steps {
+            match &step.operation {
+                Operation::SetNeighbour(item) => {
+                    if let Some(index) = indices.get(&item.device) {
+                        self.neighbours.insert((*index, item.address), item.mac);
+                    }
+                }
+                Operation::RemoveNeighbour { device, address } => {
+                    if let Some(index) = indices.get(device) {
+                        self.neighbours.remove(&(*index, *address));
+                    }
+                }
+                Operation::SetFdb(item) => {
+                    if let Some(index) = indices.get(&item.device) {
+                        self.fdb.insert((*index, item.mac), item.remote);
+                    }
+                }
+                Operation::RemoveFdb { device, mac, .. } => {
+                    if let Some(index) = indices.get(device) {
+                        self.fdb.remove(&(*index, *mac));
+                    }
+                }
+                _ => {}
+            }
+        }
     }
 }
 

@@ -74,15 +74,18 @@ impl Worker {
             match controller.handle(event, self.now()) {
                 Action::Run(pass) => {
                     let begun = Instant::now();
-                    let done = self.dataplane.pass(&pass);
+                    let messages = &self.messages;
+                    let done = self.dataplane.pass(&pass, &|| !messages.is_empty());
                     let outcome = Outcome {
                         operations: done.count(),
                         failures: done.failures.len(),
                         was_too_much: done.was_too_much,
+                        was_given_up: done.was_given_up,
                         found: done.found(),
                     };
-                    if !outcome.was_too_much {
+                    if !outcome.was_too_much && !outcome.was_given_up {
                         self.report(&pass, done, begun.elapsed());
+                        self.dataplane.tidy();
                     }
                     event = Event::Done { outcome, jitter: rand::random() };
                 }

@@ -32,6 +32,7 @@ pub fn delta(old: &Desired, new: &Desired, deletes: Deletes) -> Plan {
     }
     let (mut before, mut after) = (Entries::default(), Entries::default());
     let (mut gone, mut come) = (BTreeSet::new(), BTreeSet::new());
+    let mut changed = BTreeSet::new();
     walk(&old.paths, &new.paths, |was, is| {
         if let Some((_, was)) = was {
             before.add(was, None);
@@ -39,6 +40,7 @@ pub fn delta(old: &Desired, new: &Desired, deletes: Deletes) -> Plan {
         }
         if let Some((place, is)) = is {
             after.add(is, Some(place));
+            changed.insert(place);
             come.extend(is.peer.record.addresses.iter().copied());
         }
     });
@@ -66,7 +68,7 @@ pub fn delta(old: &Desired, new: &Desired, deletes: Deletes) -> Plan {
         };
         vanish(&before.fdb, &after.fdb, fdb, &after, &mut plan);
     }
-    plan.senders = senders(&gone, &come, old, new, deletes);
+    plan.senders = senders(&gone, &come, &changed, new, deletes);
     plan
 }
 
@@ -171,27 +173,30 @@ fn vanish<K: Ord, V>(
     }
 }
 
+/// `changed` are the places of paths that are not as before. An address that came or went with one of them is no news
+/// if a path that stays has it too.
 fn senders(
     gone: &BTreeSet<IpAddr>,
     come: &BTreeSet<IpAddr>,
-    old: &Desired,
+    changed: &BTreeSet<u32>,
     new: &Desired,
     deletes: Deletes,
 ) -> SendersChange {
-    // One change looks through the peers, many through a set of them.
-    let many = gone.len() + come.len() > 16;
-    let sets = many.then(|| (old.senders(), new.senders()));
-    let walk = |desired: &Desired, address: &IpAddr| {
-        desired.paths.iter().any(|path| path.peer.record.addresses.contains(address))
-    };
-    let before =
-        |address: &IpAddr| sets.as_ref().map_or_else(|| walk(old, address), |(old, _)| old.contains(address));
-    let now =
-        |address: &IpAddr| sets.as_ref().map_or_else(|| walk(new, address), |(_, new)| new.contains(address));
-    let add = come.difference(gone).filter(|address| !before(address)).copied().collect();
-    let mut remove: Vec<_> = gone.difference(come).filter(|address| !now(address)).copied().collect();
-    if deletes == Deletes::Withheld {
-        remove.clear();
+    let news: BTreeSet<_> = gone.symmetric_difference(come).copied().collect();
+    if news.is_empty() {
+        return SendersChange::default();
     }
+    let stays = (0..).zip(&new.paths).filter(|(place, _)| !changed.contains(place));
+    let held: BTreeSet<_> = stays
+        .flat_map(|(_, path)| &path.peer.record.addresses)
+        .filter(|address| news.contains(address))
+        .copied()
+        .collect();
+    let differs = |address: &&IpAddr| !held.contains(*address);
+    let add = come.difference(gone).filter(differs).copied().collect();
+    let remove = match deletes {
+        Deletes::Allowed => gone.difference(come).filter(differs).copied().collect(),
+        Deletes::Withheld => Vec::new(),
+    };
     SendersChange { add, remove }
 }

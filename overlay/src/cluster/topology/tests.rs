@@ -200,6 +200,22 @@ fn what_has_not_changed_is_the_same_peer() {
 }
 
 #[test]
+fn two_that_swap_what_they_have_lose_nothing_by_it() {
+    let first = snapshot(config(), (1..=50).map(record));
+    let mut topology = topology(&first);
+    let mut second = first.clone();
+    for (one, other) in [(7, 8), (8, 7)] {
+        let NodeRecord { addresses, subnets, .. } = record(other);
+        let swapped = NodeRecord { addresses, subnets, ..record(one) };
+        second.nodes.insert(format!("n{one}"), Arc::new(swapped));
+    }
+    assert_eq!(topology.update(&membership(), &second), Ok(true));
+    assert_eq!(topology.peers(), Topology::new("n1", &membership(), &second).unwrap().peers());
+    assert_eq!(topology.peers().len(), 49);
+    assert_eq!(topology.problems(), []);
+}
+
+#[test]
 fn settings_that_make_no_sense_change_nothing() {
     type Change = fn(&mut ClusterConfig);
     let table: &[(&str, Change)] = &[

@@ -58,16 +58,26 @@ pub(super) fn tell_of_nodes(before: Option<&Arc<Snapshot>>, now: &Arc<Snapshot>,
     }
     let mut came = Named::default();
     let mut changed = Named::default();
-    for (name, record) in now.nodes.iter().filter(|(name, _)| *name != own) {
-        match before.nodes.get(name) {
+    let mut went = Named::default();
+    // Both are sorted, and a record that is the same needs no comparison of names: this is on every change's way.
+    let mut earlier = before.nodes.iter().peekable();
+    for (name, record) in &now.nodes {
+        if earlier.next_if(|(_, known)| Arc::ptr_eq(known, record)).is_some() {
+            continue;
+        }
+        while let Some((gone, _)) = earlier.next_if(|(known, _)| *known < name) {
+            if gone != own {
+                went.add(gone);
+            }
+        }
+        match earlier.next_if(|(known, _)| *known == name) {
+            _ if name == own => {}
             None => came.add(name),
-            Some(known) if !Arc::ptr_eq(known, record) && known != record => changed.add(name),
+            Some((_, known)) if !Arc::ptr_eq(known, record) && known != record => changed.add(name),
             Some(_) => {}
         }
     }
-    let mut went = Named::default();
-    let gone = before.nodes.keys().filter(|name| *name != own && !now.nodes.contains_key(*name));
-    gone.for_each(|name| went.add(name));
+    earlier.filter(|(gone, _)| *gone != own).for_each(|(gone, _)| went.add(gone));
     for (what, named) in [("joined", came), ("changed", changed), ("left", went)] {
         if named.count > 0 {
             tracing::info!(nodes = named.text(), "{} other nodes {what}", named.count);
