@@ -411,7 +411,10 @@ impl Controller {
         }
         let waits = now.saturating_sub(due.since) < STAND_BACK;
         let yields = full && waits && self.is_settled && due.causes.iter().all(|cause| stands_back(*cause));
-        let pass = Pass { full, known: self.known, causes: due.causes, since: due.since, yields };
+        // A wish is not late by a look that was put off before it came.
+        let only_looks = due.causes.iter().all(|cause| *cause == Cause::Wish || stands_back(*cause));
+        let since = due.wish.filter(|_| only_looks).unwrap_or(due.since);
+        let pass = Pass { full, known: self.known, causes: due.causes, since, yields };
         self.running = Some((pass.clone(), now));
         Action::Run(pass)
     }

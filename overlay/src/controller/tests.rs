@@ -259,6 +259,10 @@ fn wishes_without_end_do_not_put_a_look_off_for_ever() {
     let look = simulation.passes.iter().find(|(_, pass)| pass.full).expect("a look");
     assert!(look.0 < asked + STAND_BACK + 20 * MS, "{:?}", look.0);
     assert!(!look.1.yields, "this one is made to its end");
+    assert!(
+        look.1.causes.contains(&Cause::Wish) && look.0 - look.1.since < 20 * MS,
+        "a wish is not late by it"
+    );
 }
 
 #[test]

@@ -54,7 +54,10 @@ pub(super) fn tell_of_nodes(before: Option<&Arc<Snapshot>>, now: &Arc<Snapshot>,
         return;
     }
     if before.config != now.config {
-        tracing::info!(before = ?before.config, now = ?now.config, "the cluster's settings have changed");
+        // As they stand in the store. What cannot be written is not shown; it has no effect but on this line.
+        let [before, now] =
+            [&before.config, &now.config].map(|it| serde_json::to_string(it).unwrap_or_default());
+        tracing::info!(before, now, "the cluster's settings have changed");
     }
     let mut came = Named::default();
     let mut changed = Named::default();
