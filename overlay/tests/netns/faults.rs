@@ -15,7 +15,7 @@ fn check(break_it: &'static str, cause: Cause) {
         agent.tell(&mut world);
         let expected = world.expected(1500);
         until_kernel_is(SOON, &expected);
-        agent.rest();
+        agent.settle();
         sh(break_it);
         let took = until_kernel_is(SOON, &expected);
         println!("{} ms: {break_it}", took.as_millis());
@@ -24,9 +24,10 @@ fn check(break_it: &'static str, cause: Cause) {
         assert!(!report.causes.contains(&Cause::Time) && !report.causes.contains(&Cause::Overrun));
         agent.rest();
         let passes = agent.heard.len();
-        pause();
-        agent.rest();
-        assert_eq!(agent.heard.len(), passes, "its own repair is no reason for another look");
+        agent.settle();
+        // A link's events do not say who caused them, so a late one may be looked into; there is nothing to mend.
+        let late = &agent.heard[passes..];
+        assert!(late.iter().all(|pass| pass.operations.is_empty()), "it mends its own repair: {late:#?}");
     });
 }
 

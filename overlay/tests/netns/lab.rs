@@ -410,12 +410,21 @@ impl Agent {
 
     /// Waits until it has nothing to do: events of its own work have been heard.
     pub(crate) fn rest(&mut self) {
+        self.rest_for(Duration::from_millis(100));
+    }
+
+    /// The same, until the kernel has told of the carriers of new links as well, which it does once a second.
+    pub(crate) fn settle(&mut self) {
+        self.rest_for(Duration::from_millis(1200));
+    }
+
+    fn rest_for(&mut self, enough: Duration) {
         let mut quiet = Instant::now();
         within(Duration::from_secs(30), "the thread rests", || {
             if !self.drain().is_empty() {
                 quiet = Instant::now();
             }
-            (quiet.elapsed() > Duration::from_millis(100)).then_some(())
+            (quiet.elapsed() > enough).then_some(())
         });
     }
 

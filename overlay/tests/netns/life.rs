@@ -151,7 +151,7 @@ fn forwarding_and_source_checks_are_put_right_at_once_and_what_no_event_tells_of
         let mut world = World::new(5);
         let mut agent = Agent::start();
         agent.tell(&mut world);
-        agent.rest();
+        agent.settle();
         let read = |name: &str| podwire_kernel::sysctl::read(name).expect("a sysctl");
         for (name, right, wrong, cause, within) in [
             ("net/ipv4/ip_forward", "1", "0", Cause::Sysctl, 3),
@@ -163,7 +163,8 @@ fn forwarding_and_source_checks_are_put_right_at_once_and_what_no_event_tells_of
             podwire_kernel::sysctl::write(name, wrong).expect("written");
             let begun = Instant::now();
             let report = agent.report(|report| !report.repairs.is_empty());
-            assert_eq!((read(name).as_str(), &report.causes[..]), (right, &[cause][..]), "{name}");
+            assert_eq!(read(name), right, "{name}");
+            assert!(report.causes.contains(&cause), "{name}: {:?}", report.causes);
             assert!(begun.elapsed() < Duration::from_secs(within), "{name}: {:?}", begun.elapsed());
         }
     });
