@@ -2,7 +2,7 @@
 
 use podwire_kernel::testing::in_new_netns;
 
-use super::lab::{Agent, BRIDGE, DEVICE, SOON, World, pause, sh, until_kernel_is, uplink};
+use super::lab::{Agent, BRIDGE, DEVICE, SOON, World, sh, until_kernel_is, uplink};
 use podwire_overlay::dataplane::Cause;
 
 /// Breaks something on a settled node with 20 peers and sees it mended: in time, and told as a repair of that cause.
