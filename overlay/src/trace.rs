@@ -99,6 +99,17 @@ pub struct Passage {
     pub missing: Vec<Place>,
 }
 
+impl Passage {
+    /// Whether all places were watched while the packet came by. One that was on its way when the last watch was opened
+    /// may have passed others unseen; what was seen before that has time 0.
+    pub fn was_watched(&self) -> bool {
+        self.missing.is_empty() || self.sightings.iter().all(|seen| seen.at >= UNDER_WAY)
+    }
+}
+
+/// How long a packet may be under way between the first place and the last.
+const UNDER_WAY: Duration = Duration::from_millis(10);
+
 /// How long after its first sighting a packet is waited for elsewhere. A machine takes microseconds; the kernel may
 /// deliver captured frames of different links some milliseconds apart.
 pub const PATIENCE: Duration = Duration::from_millis(300);

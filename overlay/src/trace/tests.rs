@@ -182,3 +182,16 @@ proptest! {
         let _ = decode(&bytes, 1 << 40, &PORTS);
     }
 }
+
+#[test]
+fn a_packet_that_was_under_way_when_the_watch_began_is_not_told_as_lost() {
+    let pod = |micros| vec![seen(Role::Pod, micros, &ping(64, 1))];
+    let passage = |micros, missing: &[Role]| Passage {
+        sightings: pod(micros),
+        missing: missing.iter().map(|role| place(*role)).collect(),
+    };
+    assert!(!passage(0, &[Role::Tunnel]).was_watched(), "seen before the other places were");
+    assert!(!passage(9_000, &[Role::Tunnel]).was_watched());
+    assert!(passage(0, &[]).was_watched(), "seen everywhere");
+    assert!(passage(10_000, &[Role::Tunnel]).was_watched(), "lost on the way");
+}

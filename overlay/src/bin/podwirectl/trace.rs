@@ -183,14 +183,16 @@ fn watch(
                 });
             }
         }
-        for passage in follower.done(began.elapsed().unwrap_or_default()) {
+        for passage in
+            follower.done(began.elapsed().unwrap_or_default()).into_iter().filter(Passage::was_watched)
+        {
             tell(&passage, &mut watched, output)?;
             if watched.passages >= options.count {
                 break 'watching;
             }
         }
     }
-    for passage in follower.end() {
+    for passage in follower.end().into_iter().filter(Passage::was_watched) {
         if watched.passages >= options.count {
             break;
         }
