@@ -19,7 +19,7 @@ use hyper::{Method, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
@@ -107,27 +107,37 @@ pub trait Handler {
 
 /// Serves root, and whom the agent itself runs as, on a Unix socket, until it is dropped. Inside a `LocalSet`.
 pub async fn serve_unix(listener: UnixListener, handler: Rc<dyn Handler>) {
-    let own = nix::unistd::geteuid().as_raw();
     let clients = Arc::new(Semaphore::new(CLIENTS));
     loop {
         // The place first. It is never closed.
         let place = Arc::clone(&clients).acquire_owned().await.ok();
         match listener.accept().await {
-            Ok((stream, _)) => match stream.peer_cred() {
-                Ok(peer) if peer.uid() == 0 || peer.uid() == own => {
-                    let handler = Rc::clone(&handler);
-                    spawn_local(async move {
-                        let _place = place;
-                        client(stream, handler, HEADERS_WITHIN).await;
-                    });
-                }
-                // The socket's mode keeps others out; this also tells of it if the mode is changed.
-                Ok(peer) => tracing::warn!(uid = peer.uid(), "turned a control client away: it is not root"),
-                Err(error) => {
-                    tracing::warn!(%error, "turned a control client away: it does not say who it is")
-                }
-            },
+            Ok((stream, _)) if is_allowed(&stream) => {
+                let handler = Rc::clone(&handler);
+                spawn_local(async move {
+                    let _place = place;
+                    client(stream, handler, HEADERS_WITHIN).await;
+                });
+            }
+            Ok(_) => {}
             Err(error) => refused(&error).await,
+        }
+    }
+}
+
+/// Whether a client of one of the agent's sockets is root, or whom the agent itself runs as. The socket's mode keeps
+/// others out; this also tells of it if the mode is changed.
+pub fn is_allowed(stream: &UnixStream) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == 0 || peer.uid() == own => true,
+        Ok(peer) => {
+            tracing::warn!(uid = peer.uid(), "turned a client away: it is not root");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(%error, "turned a client away: it does not say who it is");
+            false
         }
     }
 }

@@ -14,6 +14,7 @@ use podwire_ipam::service::{
 };
 use podwire_ipam::{Lease, Refusal, has_rest, may_have_rules, remove_links, remove_rest, report};
 use podwire_kernel::link::Link;
+use podwire_overlay::http::is_allowed;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::spawn_local;
@@ -131,22 +132,6 @@ pub(crate) async fn serve(listener: UnixListener, service: Service, mut ending: 
     drop(alive);
     if timeout(DEADLINE, all_gone.recv()).await.is_err() {
         tracing::warn!("clients are still waiting for answers; ending without them");
-    }
-}
-
-/// The socket's mode keeps others out; this also tells of it if the mode is changed.
-fn is_allowed(stream: &UnixStream) -> bool {
-    let own = nix::unistd::geteuid().as_raw();
-    match stream.peer_cred() {
-        Ok(peer) if peer.uid() == 0 || peer.uid() == own => true,
-        Ok(peer) => {
-            tracing::warn!(uid = peer.uid(), "turned a client away: it is not root");
-            false
-        }
-        Err(error) => {
-            tracing::warn!(%error, "turned a client away: it does not say who it is");
-            false
-        }
     }
 }
 
