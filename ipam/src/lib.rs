@@ -13,6 +13,7 @@ mod client;
 mod dirs;
 mod engine;
 mod error;
+pub mod file;
 mod filter;
 pub mod import;
 mod lease;

@@ -1,14 +1,13 @@
 //! What the agent says about this node, for plugins to read: `/run/podwire/<network>/node.json`.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::file;
 use crate::{Dirs, Error, Range, RangeError, RangeSet, RangeSpec, check_sets};
 
 /// The file's content. The agent writes it once the node has its share of the cluster's addresses; while there is none,
@@ -110,7 +109,7 @@ impl NodeConfig {
         dirs.make_network(network)?;
         let mut content = serde_json::to_vec_pretty(self).map_err(|error| failed(error.into()))?;
         content.push(b'\n');
-        replace(&path, &content).map_err(failed)?;
+        file::replace(&path, &content, 0o644).map_err(failed)?;
         Ok(true)
     }
 
@@ -132,22 +131,6 @@ impl NodeConfig {
             Err(error) => Err(Error::io("remove", &path, error)),
         }
     }
-}
-
-/// Written whole beside it, then renamed over it. It need not outlive the machine: it lies below /run.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let unfinished = path.with_extension("json.new");
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o644);
-    let write = |mut file: fs::File| {
-        // The agent's mask may have taken some of the mode away.
-        file.set_permissions(fs::Permissions::from_mode(0o644))?;
-        file.write_all(content)
-    };
-    let written = options.open(&unfinished).and_then(write);
-    written.and_then(|()| fs::rename(&unfinished, path)).inspect_err(|_| {
-        let _ = fs::remove_file(&unfinished);
-    })
 }
 
 #[cfg(test)]

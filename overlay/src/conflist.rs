@@ -10,7 +10,7 @@ use podwire_ipam::Dirs;
 use serde_json::{Map, Value, json};
 
 use crate::config::Network;
-use crate::file;
+use podwire_ipam::file;
 
 /// By this the file is known as the agent's own. Runtimes pass over keys that they do not know.
 const MARK: (&str, &str) = ("managedBy", "podwired");

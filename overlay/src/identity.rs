@@ -9,8 +9,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::file;
 use crate::store::Identity;
+use podwire_ipam::file;
 
 /// The version of the file that this program writes.
 const VERSION: u32 = 1;

@@ -16,7 +16,6 @@ pub mod dataplane;
 pub mod desired;
 pub mod doctor;
 pub mod explain;
-pub mod file;
 pub mod http;
 pub mod identity;
 pub mod leases;

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::claims::Contact;
 use crate::cluster::Snapshot;
-use crate::file;
 use crate::member::Memorable;
 use crate::store::{Identity, Membership, Remembered};
+use podwire_ipam::file;
 
 /// The version of the file that this program writes. An older one is read; a newer one is neither read nor written over.
 const VERSION: u32 = 1;
