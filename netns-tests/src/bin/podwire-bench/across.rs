@@ -53,7 +53,7 @@ struct Meter {
 impl Meter {
     fn new(node: &Node, size: &Size) -> Result<Self> {
         let tool = stage::compile(node)?.join("pair");
-        let (rounds, milliseconds) = if size.is_quick() { (2, 60) } else { (9, 200) };
+        let (rounds, milliseconds) = if size.is_quick() { (2, 60) } else { (31, 200) };
         Ok(Self { tool, rounds, milliseconds })
     }
 
