@@ -22,6 +22,7 @@ fuzz_target!(|data: &[u8]| {
         subnets: vec!["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()],
         generation: 1,
         claimed: 1,
+        addresses: Vec::new(),
     };
     let Ok(mut topology) = Topology::new("n1", &membership, &first) else { return };
     let old = desired(&topology);

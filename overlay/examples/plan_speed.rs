@@ -43,6 +43,7 @@ fn record(n: u32, moved: u32) -> NodeRecord {
         mtu: Some(1500),
         receives: Vec::new(),
         sends: None,
+        same_family: false,
     }
 }
 
@@ -63,7 +64,8 @@ fn main() {
     let records = (0..=peers).map(|n| record(n, 0));
     let nodes: BTreeMap<_, _> = records.map(|record| (record.name.clone(), Arc::new(record))).collect();
     let snapshot = Snapshot { config, nodes };
-    let membership = Membership { subnets: record(0, 0).subnets, generation: 1, claimed: 0 };
+    let membership =
+        Membership { subnets: record(0, 0).subnets, generation: 1, claimed: 0, ..Membership::default() };
     let underlay = UnderlayFacts {
         links: vec![UnderlayLink {
             index: 2,

@@ -131,6 +131,10 @@ pub struct NodeRecord {
     /// What it sends; `None` where the store does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sends: Option<Encapsulation>,
+    /// Whether each family of its pods travels over the same family of the underlay, IPv6 in IPv6 and IPv4 in IPv4, as
+    /// flannel has it. Otherwise one tunnel carries both.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub same_family: bool,
 }
 
 /// One end of a tunnel.
@@ -141,6 +145,9 @@ pub struct Vtep {
     pub encapsulation: Encapsulation,
     /// Its inner Ethernet address.
     pub mac: MacAddr,
+    /// That of its device over IPv6, where it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac6: Option<MacAddr>,
 }
 
 /// All that a store knows, at one moment.

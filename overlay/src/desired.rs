@@ -325,7 +325,7 @@ fn announcement(
     let links = || families.iter().filter_map(|family| underlay.link(*family));
     let mut receives: Vec<Vtep> = Vec::new();
     for device in devices {
-        let vtep = Vtep { encapsulation: device.id.encapsulation, mac: device.mac };
+        let vtep = Vtep { encapsulation: device.id.encapsulation, mac: device.mac, mac6: None };
         if !receives.contains(&vtep) {
             receives.push(vtep);
         }

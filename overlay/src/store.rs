@@ -39,8 +39,19 @@ pub struct Announcement {
     pub sends: Option<Encapsulation>,
 }
 
+/// How this node is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Whether it takes pods and connects them with those of other nodes.
+    pub is_ready: bool,
+    /// Why not; empty if it does.
+    pub why: String,
+    /// What an administrator should know of it, ready or not.
+    pub problems: Vec<String>,
+}
+
 /// This node's part of the cluster. Kept on disk: a node that restarts goes on with it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Membership {
     /// Its subnets, one for each range of the cluster.
     pub subnets: Vec<IpNetwork>,
@@ -48,6 +59,10 @@ pub struct Membership {
     pub generation: u64,
     /// See [`NodeRecord::claimed`](crate::cluster::NodeRecord::claimed).
     pub claimed: u64,
+    /// By which of its addresses others are to reach it, one for each family at most, where the store says so; the
+    /// configuration goes before it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
 }
 
 /// What was known when the agent last ran.
@@ -136,6 +151,8 @@ pub struct StoreContext {
     pub announcement: watch::Receiver<Announcement>,
     /// Whether pods of this node still have addresses of its subnets: a node that has been fenced takes others only then.
     pub has_pods: watch::Receiver<bool>,
+    /// How this node is, for stores that tell others of it.
+    pub health: watch::Receiver<Health>,
     /// Who hears of it.
     pub events: mpsc::Sender<StoreEvent>,
     /// What is asked of it. Closed when the agent ends: then the store takes back its presence, not its membership, and

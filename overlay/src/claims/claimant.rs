@@ -341,6 +341,7 @@ impl Claimant {
                 _ => earlier.saturating_add(1).max(replica.revision()),
             },
             claimed: if is_new { replica.revision() } else { claimed },
+            addresses: Vec::new(),
         };
         let epoch = replica.epoch().value().map_or(0, |epoch| epoch.number);
         for subnet in &subnets {
@@ -389,7 +390,7 @@ impl Claimant {
         }
         let record = replica.node(name).value().filter(|record| record.instance == *instance);
         let generation = record.map_or(claimed, |record| record.generation);
-        Some(Membership { subnets, generation, claimed })
+        Some(Membership { subnets, generation, claimed, addresses: Vec::new() })
     }
 
     /// Which subnets of a membership this node has or can have back, and which not.
@@ -500,6 +501,7 @@ impl Claimant {
             mtu: *mtu,
             receives: receives.clone(),
             sends: *sends,
+            same_family: false,
         };
         if there.value().map(Arc::as_ref) == Some(&record) {
             change.require(replica, key);

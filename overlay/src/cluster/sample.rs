@@ -51,6 +51,7 @@ pub(crate) fn record(n: u16) -> NodeRecord {
         mtu: None,
         receives: Vec::new(),
         sends: None,
+        same_family: false,
     }
 }
 
@@ -60,6 +61,7 @@ pub(crate) fn announcing(n: u16, receives: &[Encapsulation], sends: Encapsulatio
     let vtep = |encapsulation: &Encapsulation| Vtep {
         encapsulation: *encapsulation,
         mac: super::topology::vtep_mac("lab", &name, encapsulation.vni),
+        mac6: None,
     };
     NodeRecord { receives: receives.iter().map(vtep).collect(), sends: Some(sends), ..record(n) }
 }
@@ -71,7 +73,7 @@ pub(crate) fn snapshot(config: ClusterConfig, records: impl IntoIterator<Item = 
 
 /// That of node 1.
 pub(crate) fn membership() -> Membership {
-    Membership { subnets: subnets(1), generation: 1, claimed: 1 }
+    Membership { subnets: subnets(1), generation: 1, claimed: 1, ..Membership::default() }
 }
 
 /// As node 1 sees it, which has a subnet of each range.

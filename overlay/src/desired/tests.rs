@@ -22,7 +22,7 @@ fn a_node_tells_what_it_has_and_pods_what_fits() {
     assert_eq!(told.addresses, [ip("192.0.2.1"), ip("2001:db8::1")]);
     assert_eq!((told.mtu, told.sends), (Some(1500), Some(Encapsulation::default())));
     let mac = vtep_mac("lab", "n1", 1);
-    assert_eq!(told.receives, [Vtep { encapsulation: Encapsulation::default(), mac }]);
+    assert_eq!(told.receives, [Vtep { encapsulation: Encapsulation::default(), mac, mac6: None }]);
     assert_eq!(
         desired.pods,
         PodSettings {

@@ -58,7 +58,7 @@ fn well() -> Facts {
     let mut own = peer("a", "10.244.1.0/24", "192.168.0.1");
     (own.is_self, own.state) = (true, PeerState::Own);
     let encapsulation = Default::default();
-    own.record.receives = vec![Vtep { encapsulation, mac: "02:00:00:00:00:01".parse().unwrap() }];
+    own.record.receives = vec![Vtep { encapsulation, mac: "02:00:00:00:00:01".parse().unwrap(), mac6: None }];
     let config = r#"{"name":"c","ranges":[{"range":"10.244.0.0/16","subnetPrefix":24}]}"#;
     let status = Status { ready: true, store: Some(StoreStatus::default()), ..Status::default() };
     let sysctls = [

@@ -22,7 +22,7 @@ fn snapshot(reclaim_after_seconds: Option<u64>) -> Arc<Snapshot> {
 }
 
 fn membership(subnet: &str) -> Membership {
-    Membership { subnets: vec![subnet.parse().unwrap()], generation: 1, claimed: 1 }
+    Membership { subnets: vec![subnet.parse().unwrap()], generation: 1, claimed: 1, ..Membership::default() }
 }
 
 fn recollection(reclaim_after: Option<u64>) -> Recollection {

@@ -123,6 +123,7 @@ mod tests {
             mtu: Some(mtu),
             receives: Vec::new(),
             sends: None,
+            same_family: false,
         })
     }
 
@@ -143,7 +144,12 @@ mod tests {
         };
         let records =
             [record(1, "192.0.2.1", 1500), record(2, "192.0.2.2", 1400), record(3, "198.51.100.3", 1400)];
-        let membership = Membership { subnets: records[0].subnets.clone(), generation: 0, claimed: 0 };
+        let membership = Membership {
+            subnets: records[0].subnets.clone(),
+            generation: 0,
+            claimed: 0,
+            ..Membership::default()
+        };
         let nodes: BTreeMap<_, _> = records.into_iter().map(|record| (record.name.clone(), record)).collect();
         let topology = Topology::new("n1", &membership, &Snapshot { config, nodes }).expect("a topology");
         let link = UnderlayLink {

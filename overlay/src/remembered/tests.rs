@@ -23,6 +23,7 @@ fn memorable() -> Memorable {
             subnets: vec!["10.244.1.0/24".parse().unwrap()],
             generation: 3,
             claimed: 17,
+            addresses: Vec::new(),
         },
         snapshot: Arc::new(Snapshot { config, nodes: Default::default() }),
         mark: Some((1, 2)),

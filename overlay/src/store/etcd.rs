@@ -155,7 +155,7 @@ impl From<Failure> for End {
 
 impl Run {
     fn new(store: EtcdStore, context: StoreContext) -> Self {
-        let StoreContext { identity, remembered, announcement, has_pods, events, commands } = context;
+        let StoreContext { identity, remembered, announcement, has_pods, events, commands, .. } = context;
         let (membership, known, replica, mark) = match remembered {
             Some(Remembered { membership, snapshot, mark }) => {
                 (Some(membership), Some(snapshot.config.clone()), Replica::remembering(snapshot), mark)

@@ -187,7 +187,8 @@ impl Teller {
             };
             return self.send(event).await;
         };
-        let membership = Membership { subnets: own.subnets.clone(), generation: 0, claimed: 0 };
+        let membership =
+            Membership { subnets: own.subnets.clone(), generation: 0, claimed: 0, ..Membership::default() };
         let is_told = self.state.joined && self.state.membership.as_ref() == Some(&membership);
         self.state.apart = None;
         self.state.joined = true;

@@ -10,7 +10,8 @@ use podwire_overlay::claims::BootTime;
 use podwire_overlay::cluster::{ClusterConfig, ClusterRange, Snapshot};
 use podwire_overlay::store::etcd::{EtcdSettings, EtcdStore, Timing};
 use podwire_overlay::store::{
-    Action, Announcement, ClusterStore, Command, Identity, Membership, Remembered, StoreContext, StoreEvent,
+    Action, Announcement, ClusterStore, Command, Health, Identity, Membership, Remembered, StoreContext,
+    StoreEvent,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
@@ -178,6 +179,7 @@ impl Machine {
             remembered: self.remembered.clone(),
             announcement,
             has_pods,
+            health: watch::channel(Health::default()).1,
             events,
             commands: received,
         };

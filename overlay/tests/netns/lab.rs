@@ -125,6 +125,7 @@ pub(crate) fn record(number: u32) -> NodeRecord {
         mtu: None,
         receives: Vec::new(),
         sends: None,
+        same_family: false,
     }
 }
 
@@ -180,7 +181,8 @@ impl World {
     pub(crate) fn input(&mut self, live: bool) -> Input {
         self.number += 1;
         let own = &self.snapshot.nodes[OWN];
-        let membership = Membership { subnets: own.subnets.clone(), generation: 1, claimed: 0 };
+        let membership =
+            Membership { subnets: own.subnets.clone(), generation: 1, claimed: 0, ..Membership::default() };
         Input { number: self.number, snapshot: Arc::new(self.snapshot.clone()), membership, live }
     }
 

@@ -13,9 +13,9 @@ use podwire_overlay::config::{Config, Resolved};
 use podwire_overlay::dataplane::{Overlay, Report};
 use podwire_overlay::member::Member;
 use podwire_overlay::status::{Notice, PodCounts, Severity, SubnetUsage};
-use podwire_overlay::store::{Command, Identity};
+use podwire_overlay::store::{Command, Health, Identity};
 use podwire_overlay::telemetry::Telemetry;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
 
 use crate::counts::Tenants;
@@ -41,6 +41,8 @@ pub(crate) struct Node {
     pub(crate) cluster: RefCell<Cluster>,
     /// What the last probes found.
     pub(crate) probes: Rc<Found>,
+    /// How this node is, as its store may tell others.
+    pub(crate) health: watch::Sender<Health>,
     /// The configuration has been read again.
     pub(crate) reloaded: Notify,
 }
@@ -100,6 +102,7 @@ impl Node {
             pods: RefCell::default(),
             cluster: RefCell::default(),
             probes: Rc::default(),
+            health: watch::Sender::new(Health::default()),
             reloaded: Notify::new(),
         })
     }

@@ -146,6 +146,7 @@ fn vteps(config: &ClusterConfig, name: &str, record: &NodeRecord) -> Result<Vec<
             .map(|encapsulation| Vtep {
                 encapsulation: *encapsulation,
                 mac: vtep_mac(&config.name, name, encapsulation.vni),
+                mac6: None,
             })
             .collect());
     }

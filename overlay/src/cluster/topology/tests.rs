@@ -80,7 +80,7 @@ fn a_record_that_makes_no_sense_harms_nobody_else() {
         ("its own VTEP MAC", |r| r.receives[0].mac = vtep_mac("lab", "n1", 1)),
         ("its own VTEP MAC", |r| {
             let encapsulation = Encapsulation { vni: 77, port: 4789 };
-            r.receives.push(Vtep { encapsulation, mac: vtep_mac("lab", "n1", 77) });
+            r.receives.push(Vtep { encapsulation, mac: vtep_mac("lab", "n1", 77), mac6: None });
         }),
         ("VNI 16777216 has more than 24 bits", |r| r.receives[0].encapsulation.vni = 1 << 24),
         ("UDP port 0", |r| r.receives[0].encapsulation.port = 0),

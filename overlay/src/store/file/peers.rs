@@ -98,6 +98,7 @@ impl List<'_> {
             mtu,
             receives: Vec::new(),
             sends: None,
+            same_family: false,
             name: name.clone(),
         };
         self.nodes.insert(name, Arc::new(record));

@@ -6,7 +6,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::LocalSet;
 
 use super::*;
-use crate::store::{Action, Identity, Remembered};
+use crate::store::{Action, Health, Identity, Remembered};
 
 const LIST: &str = r#"
 [[range]]
@@ -49,6 +49,7 @@ impl Scene {
             remembered,
             announcement: says,
             has_pods,
+            health: watch::channel(Health::default()).1,
             events: sender,
             commands: asked,
         };
@@ -101,7 +102,11 @@ fn run<F: Future<Output = ()>>(test: F) {
 fn remembered(list: &str) -> Remembered {
     let snapshot = parse("f", list).unwrap();
     let subnets = snapshot.nodes["a"].subnets.clone();
-    Remembered { membership: Membership { subnets, generation: 0, claimed: 0 }, snapshot, mark: None }
+    Remembered {
+        membership: Membership { subnets, generation: 0, claimed: 0, ..Membership::default() },
+        snapshot,
+        mark: None,
+    }
 }
 
 #[test]

@@ -46,6 +46,7 @@ pub(super) fn begin_store(
         remembered,
         announcement: announcement.subscribe(),
         has_pods: node.tenants.subscribe(),
+        health: node.health.subscribe(),
         events,
         commands: to_do,
     };
