@@ -40,6 +40,7 @@ pub(super) fn run(
         reports,
         ears: Ears::default(),
         began: Instant::now(),
+        behind: None,
         last: None,
     };
     runtime.block_on(worker.run());
@@ -52,6 +53,8 @@ struct Worker {
     reports: UnboundedSender<Report>,
     ears: Ears,
     began: Instant,
+    /// What came right behind an input.
+    behind: Option<Message>,
     /// What was last announced, for as long as the kernel cannot be read.
     last: Option<Announcement>,
 }
@@ -101,6 +104,11 @@ impl Worker {
 
     /// What happens next, until that moment at most.
     async fn wait(&mut self, until: Duration) -> Event {
+        if let Some(message) = self.behind.take()
+            && let Some(event) = self.take(message)
+        {
+            return event;
+        }
         loop {
             let deadline = tokio::time::Instant::from_std(self.began + until);
             let heard = tokio::select! {
@@ -144,25 +152,21 @@ impl Worker {
         match message {
             Message::Input(input, at) => {
                 let mut newest = (input, at);
-                // Of several the last is what counts; the others wait their turn.
-                let mut others = None;
+                // Of several the last is what counts; what else was sent behind them is heard next.
                 while let Ok(next) = self.messages.try_recv() {
                     match next {
                         // The convergence is that of the first.
                         Message::Input(input, _) => newest.0 = input,
+                        // An end goes before everything.
+                        Message::Stop => return Some(Event::Shutdown),
                         other => {
-                            others = Some(other);
+                            self.behind = Some(other);
                             break;
                         }
                     }
                 }
                 let live = newest.0.live;
                 self.dataplane.learn(*newest.0);
-                let event = others.and_then(|other| self.take(other));
-                // An end goes before everything.
-                if matches!(event, Some(Event::Shutdown)) {
-                    return event;
-                }
                 Some(Event::Wish { live, since: newest.1.saturating_duration_since(self.began) })
             }
             Message::Check => Some(Event::Changed(Cause::Asked)),

@@ -113,6 +113,7 @@ fn an_encapsulation_is_changed_with_the_old_one_received_until_nobody_sends_it()
         let vtep = |node: &str, encapsulation: Encapsulation| podwire_overlay::cluster::Vtep {
             encapsulation,
             mac: podwire_overlay::cluster::topology::vtep_mac("lab", node, encapsulation.vni),
+            mac6: None,
         };
         let mut say = |world: &mut World, receives: &[Encapsulation], sends| {
             for number in 1..=5 {
@@ -166,6 +167,23 @@ fn forwarding_and_source_checks_are_put_right_at_once_and_what_no_event_tells_of
             assert_eq!(read(name), right, "{name}");
             assert!(report.causes.contains(&cause), "{name}: {:?}", report.causes);
             assert!(begun.elapsed() < Duration::from_secs(within), "{name}: {:?}", begun.elapsed());
+        }
+    });
+}
+
+#[test]
+fn a_look_that_is_asked_for_right_behind_a_change_is_made() {
+    in_new_netns(|| {
+        let _uplink = uplink();
+        let mut world = World::new(5);
+        let mut agent = Agent::start();
+        agent.tell(&mut world);
+        for _ in 0..20 {
+            agent.rest();
+            world.change(1, |record| record.mtu = record.mtu.map_or(Some(1400), |mtu| Some(mtu + 1)));
+            agent.overlay.update(world.input(true));
+            agent.overlay.check();
+            agent.report(|report| report.causes.contains(&Cause::Asked));
         }
     });
 }
