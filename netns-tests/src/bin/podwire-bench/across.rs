@@ -24,6 +24,29 @@ struct Course {
     server: PathBuf,
     client: PathBuf,
     address: IpAddr,
+    /// The nodes on the way.
+    nodes: Vec<PathBuf>,
+}
+
+impl Course {
+    /// The outer source port of a tunnelled connection is one of 28,000, and a node's conntrack remembers each for 30 s or
+    /// more. Between two nodes that do nothing else, a run of some seconds meets all of them again; a node of a cluster
+    /// has far fewer new connections to each of its peers.
+    fn forget_connections(&self) -> Result<()> {
+        for node in &self.nodes {
+            let mut flush = Command::new("nsenter");
+            flush.arg(format!("--net={}", node.display())).args(["conntrack", "-F"]);
+            let done = flush.output().map_err(LabError::because("start nsenter"))?;
+            if !done.status.success() {
+                let said = String::from_utf8_lossy(&done.stderr);
+                return Err(LabError::new(format!(
+                    "conntrack -F (package conntrack): {}: {said}",
+                    done.status
+                )));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What is measured: the tool's word, the table's, and the unit.
@@ -37,11 +60,6 @@ const CRR: Kind = ("connect", "connections (CRR) per CPU", "/s");
 /// By descriptor: a namespace need not have a name, and the tool is a child of this process.
 fn path(netns: &podwire_netns_tests::Netns) -> PathBuf {
     format!("/proc/{}/fd/{}", std::process::id(), netns.as_fd().as_raw_fd()).into()
-}
-
-fn between(name: &'static str, client: &ClusterPod, server: &ClusterPod) -> Result<Course> {
-    let (server_at, client_at) = (path(server.pod().netns()), path(client.pod().netns()));
-    Ok(Course { name, server: server_at, client: client_at, address: server.address(true)? })
 }
 
 struct Meter {
@@ -58,6 +76,9 @@ impl Meter {
     }
 
     fn once(&self, kind: Kind, course: &Course) -> Result<f64> {
+        if kind == CRR {
+            course.forget_connections()?;
+        }
         let last = std::thread::available_parallelism().map_or(0, |cpus| cpus.get() - 1);
         let mut command = Command::new(&self.tool);
         command.args([kind.0, &self.milliseconds.to_string(), &last.to_string()]);
@@ -155,14 +176,29 @@ impl Site {
     }
 
     fn across(&self) -> Result<Course> {
-        between(self.name, &self.near, &self.far)
+        self.between(&self.near, &self.far)
+    }
+
+    fn within(&self) -> Result<Course> {
+        self.between(&self.near, &self.neighbour)
+    }
+
+    fn between(&self, client: &ClusterPod, server: &ClusterPod) -> Result<Course> {
+        Ok(Course {
+            name: self.name,
+            server: path(server.pod().netns()),
+            client: path(client.pod().netns()),
+            address: server.address(true)?,
+            nodes: self.cluster.members().iter().map(|member| path(member.node().netns())).collect(),
+        })
     }
 
     fn nodes(&self) -> Result<Course> {
         let [client, server] = [0, 1].map(|number| path(self.cluster.member(number).node().netns()));
         let address = self.cluster.underlay().addresses(1).into_iter().find(IpAddr::is_ipv4);
         let address = address.ok_or_else(|| LabError::new("the node has no IPv4 address"))?;
-        Ok(Course { name: "node to node", server, client, address })
+        let nodes = vec![server.clone(), client.clone()];
+        Ok(Course { name: "node to node", server, client, address, nodes })
     }
 }
 
@@ -251,8 +287,8 @@ pub(crate) fn bridge(size: &Size, report: &mut Report) -> Result<()> {
     let meter = Meter::new(sites[0].cluster.member(0).node(), size)?;
     let pair = rules::bare_pair(sites[0].cluster.member(0).node())?;
     let [checked, bare] = &sites;
-    let checked_pods = between(checked.name, &checked.near, &checked.neighbour)?;
-    let bare_pods = between(bare.name, &bare.near, &bare.neighbour)?;
+    let checked_pods = checked.within()?;
+    let bare_pods = bare.within()?;
     for site in &sites {
         site.everywhere(&bridge_netfilter(false))?;
     }

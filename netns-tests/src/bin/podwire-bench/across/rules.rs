@@ -181,7 +181,13 @@ COMMIT
     pub(super) fn across(&self) -> Course {
         let [near, far] = &self.pods;
         let address = IpAddr::V4(Ipv4Addr::new(10, 199, 1, 2));
-        Course { name: "flannel's", server: path(far.netns()), client: path(near.netns()), address }
+        Course {
+            name: "flannel's",
+            server: path(far.netns()),
+            client: path(near.netns()),
+            address,
+            nodes: self.nodes.iter().map(|node| path(node.netns())).collect(),
+        }
     }
 }
 
@@ -218,7 +224,13 @@ impl Reference {
     pub(super) fn course(&self) -> Course {
         let [near, far] = &self.pods;
         let address = IpAddr::V4(Ipv4Addr::new(10, 198, 0, 3));
-        Course { name: "the bridge plugin's", server: path(far.netns()), client: path(near.netns()), address }
+        Course {
+            name: "the bridge plugin's",
+            server: path(far.netns()),
+            client: path(near.netns()),
+            address,
+            nodes: vec![path(self.node.netns())],
+        }
     }
 }
 
@@ -241,6 +253,7 @@ pub(super) fn bare_pair(node: &Node) -> Result<Course> {
         server,
         client,
         address: IpAddr::V4(Ipv4Addr::new(10, 197, 0, 11)),
+        nodes: Vec::new(),
     })
 }
 
