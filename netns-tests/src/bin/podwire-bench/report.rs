@@ -88,7 +88,6 @@ impl Report {
             "model": model.unwrap_or("unknown"),
             "memory_gib": (memory as f64 / 1_048_576.0).round(),
             "reference": package,
-            "rounds": size.rounds,
             "quick": size.is_quick(),
         });
         Ok(Self { machine, rows: Vec::new(), figures: Vec::new(), failures: Vec::new() })
@@ -203,13 +202,12 @@ impl Report {
     pub(crate) fn markdown(&self) -> String {
         let machine = &self.machine;
         let mut text = format!(
-            "Linux {}, {} CPUs ({}), {} GiB; reference: containernetworking-plugins {}; {} rounds{}.\n\n",
+            "Linux {}, {} CPUs ({}), {} GiB; reference: containernetworking-plugins {}{}.\n\n",
             machine["kernel"].as_str().unwrap_or_default(),
             machine["cpus"],
             machine["model"].as_str().unwrap_or_default(),
             machine["memory_gib"],
             machine["reference"].as_str().unwrap_or_default(),
-            machine["rounds"],
             if machine["quick"] == true { " (quick: too few to mean much)" } else { "" },
         );
         text.push_str("| | goal | measured | | medians |\n|---|---|---|---|---|\n");
