@@ -39,6 +39,13 @@ fn pods_wait_for_the_agent_and_those_that_run_do_not_need_it() -> Result<()> {
     assert!(code == 50 && text.contains("has not joined the cluster yet"), "{code} {text}");
     assert_eq!(add(&first)?.error()?.0, 11);
 
+    // It tells why: there is nothing yet that pods could lose.
+    agent_says(&node, &json!({ "refuse": "Node n has no podCIDR yet" }).to_string())?;
+    let (code, text) = status(&node)?.unwrap_or_default();
+    assert!(code == 50 && text.contains("has no podCIDR yet"), "{code} {text}");
+    let (code, text) = add(&first)?.error()?;
+    assert!(code == 11 && text.contains("has no podCIDR yet"), "{code} {text}");
+
     let subnets = json!(["10.1.0.0/24", "fd01::/64"]);
     agent_says(&node, &json!({ "subnets": subnets, "mtu": 1450, "generation": 1 }).to_string())?;
     assert_eq!(status(&node)?, None);

@@ -3,6 +3,8 @@
 //!
 //! Events go in; what follows from all of them is asked for afterwards, so that no order of events is forgotten.
 
+mod condition;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +16,8 @@ use crate::cluster::Snapshot;
 use crate::remembered::Recollection;
 use crate::status::{StoreState, StoreStatus};
 use crate::store::{Membership, Remembered, StoreEvent};
+
+pub use condition::{Condition, Findings};
 
 /// How long the dataplane may be without a successful pass before the node's health suffers by it: three times as long as
 /// one pass is from the next.
@@ -279,10 +283,13 @@ impl Member {
         self.pass.as_ref().and_then(|pass| pass.stranded.as_ref())
     }
 
-    /// What plugins are to be told; `None`: nothing new. A node that was never a member says nothing before it is ready.
+    /// What plugins are to be told; `None`: nothing new. A node that was never a member says nothing before it is ready,
+    /// but why it is not let in.
     pub fn node(&self, now: BootTime) -> Option<NodeConfig> {
-        let membership = self.membership.as_ref()?;
         let refuse = self.refusal(now);
+        let Some(membership) = &self.membership else {
+            return refuse.map(|why| NodeConfig { refuse: Some(why), ..NodeConfig::default() });
+        };
         let told = self.pass.as_ref().and_then(|pass| pass.node.clone());
         let node = match told.filter(|node| node.subnets == membership.subnets) {
             Some(node) if self.is_from_disk() || self.was_ready => Some(node),
@@ -309,42 +316,56 @@ impl Member {
 
     /// What has to come before the node is ready; nothing if it is.
     pub fn waiting(&self, now: BootTime) -> Vec<String> {
-        let mut waiting = Vec::new();
+        let lacking = self.lacking();
+        if lacking.is_empty() { self.health(now) } else { lacking }
+    }
+
+    /// The same without what has been wrong with the dataplane for long.
+    fn lacking(&self) -> Vec<String> {
+        let mut lacking = Vec::new();
         match (&self.state, &self.why) {
             (StoreState::Refused, Some(why)) => {
-                waiting.push(format!("the cluster does not let it in: {why}"))
+                lacking.push(format!("the cluster does not let it in: {why}"))
             }
-            (StoreState::Fenced, Some(why)) => waiting.push(format!("it has no subnet of its own: {why}")),
+            (StoreState::Fenced, Some(why)) => lacking.push(format!("it has no subnet of its own: {why}")),
             _ if self.is_live && self.membership.is_some() => {}
-            (_, Some(why)) => waiting.push(format!("{} has not answered yet: {why}", self.store)),
-            (_, None) if self.is_live => waiting.push(format!("{} has given no subnet yet", self.store)),
-            (_, None) => waiting.push(format!("{} has not said yet who the other nodes are", self.store)),
+            (_, Some(why)) => lacking.push(format!("{} has not answered yet: {why}", self.store)),
+            (_, None) if self.is_live => lacking.push(format!("{} has given no subnet yet", self.store)),
+            (_, None) => lacking.push(format!("{} has not said yet who the other nodes are", self.store)),
         }
-        if waiting.is_empty() {
-            match &self.pass {
-                _ if self.stranded().is_some() => waiting.extend(self.stranded().cloned()),
-                _ if !self.was_ready => match self.pass.as_ref().and_then(|pass| pass.failure.clone()) {
-                    Some(failure) => waiting.push(format!("the overlay cannot be made: {failure}")),
-                    None => waiting.push("the overlay is being made".to_owned()),
+        if lacking.is_empty() {
+            match self.stranded() {
+                Some(why) => lacking.push(why.clone()),
+                None if self.was_ready => {}
+                None => match self.failure() {
+                    Some(failure) => lacking.push(format!("the overlay cannot be made: {failure}")),
+                    None => lacking.push("the overlay is being made".to_owned()),
                 },
-                _ => waiting.extend(self.health(now)),
             }
         }
-        waiting
+        lacking
     }
 
     /// What is wrong with the dataplane; nothing if it is well, or has had no time yet.
     pub fn health(&self, now: BootTime) -> Vec<String> {
-        let since = self.right.unwrap_or(self.started);
-        let silent = now.0.saturating_sub(since.0);
-        if silent < SILENT || self.knowledge().is_none() {
-            return Vec::new();
-        }
+        let Some(silent) = self.silent(now) else { return Vec::new() };
         let seconds = silent.as_secs();
-        match self.pass.as_ref().and_then(|pass| pass.failure.as_ref()) {
+        match self.failure() {
             Some(failure) => vec![format!("the overlay has not been in order for {seconds} s: {failure}")],
             None => vec![format!("nobody has looked after the overlay for {seconds} s")],
         }
+    }
+
+    /// For how long the dataplane has not been right, if that is too long.
+    fn silent(&self, now: BootTime) -> Option<Duration> {
+        let since = self.right.unwrap_or(self.started);
+        let silent = now.0.saturating_sub(since.0);
+        (silent >= SILENT && self.knowledge().is_some()).then_some(silent)
+    }
+
+    /// What failed in the last pass, if not all was right.
+    fn failure(&self) -> Option<&String> {
+        self.pass.as_ref().and_then(|pass| pass.failure.as_ref())
     }
 
     /// The store, for people and programs.

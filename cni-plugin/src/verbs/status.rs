@@ -11,7 +11,8 @@ use crate::{Delegate, Environment, Verb, failure};
 /// Says whether ADD can be served.
 ///
 /// # Errors
-/// Code 50 says why not; code 51 that the agent takes no new pods for now, and those that run may be affected by the cause.
+/// Code 50 says why not, also if the node was given no subnet yet; code 51 that the agent takes no new pods for now, and those
+/// that run may be affected by the cause.
 pub fn run(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
     let config = Config::parse(stdin, env)?;
     match &config.ipam {
@@ -26,9 +27,10 @@ pub fn run(env: &Environment, stdin: &[u8]) -> Result<(), CniError> {
 fn addresses_left(config: &Config, ipam: &IpamConfig) -> Result<(), CniError> {
     let facts = node::facts(config)?;
     let sets = addresses::range_sets(config, ipam, &facts).map_err(|error| {
+        let has_subnets = facts.agent.as_ref().is_some_and(|agent| !agent.subnets.is_empty());
         match addresses::refusal(ipam, &facts) {
-            Some(_) => CniError { code: code::NOT_AVAILABLE_LIMITED, ..error },
-            None => error,
+            Some(_) if has_subnets => CniError { code: code::NOT_AVAILABLE_LIMITED, ..error },
+            _ => error,
         }
     })?;
     // Without the agent only an ADD finds out: counting needs the store, and opening it takes 10 ms.

@@ -84,6 +84,11 @@ impl Problem {
     pub(crate) fn here(kind: ProblemKind, text: impl Into<String>) -> Self {
         Self { kind, node: None, text: text.into() }
     }
+
+    /// Whether it is about the record of the node of that name.
+    pub fn is_of(&self, node: &str) -> bool {
+        self.node.as_ref().is_some_and(|about| *about == shown(node))
+    }
 }
 
 impl fmt::Display for Problem {

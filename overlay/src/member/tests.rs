@@ -216,7 +216,9 @@ fn a_node_that_is_refused_says_why() {
         member.line(at(1)),
         "takes no new pods: the cluster does not let this node in: another n1 is there"
     );
-    assert!(member.node(at(1)).is_none(), "there is nothing that it could give");
+    // Plugins say so, though there is nothing that it could give.
+    let node = member.node(at(1)).expect("is told");
+    assert!(node.subnets.is_empty() && node.refuse.is_some_and(|why| why.contains("another n1 is there")));
     let mut known = remembering(&recollection(None));
     known.hear(&StoreEvent::Refused { why: "another n1 is there".to_owned() }, at(1));
     // It may be the other one that has them now.
@@ -247,4 +249,186 @@ fn a_node_that_no_other_can_reach_is_not_ready_says_why_and_takes_no_pods() {
     assert_eq!(member.waiting(at(4)), ["it has no address"]);
     let node = member.node(at(4)).map(|node| (node.mtu, node.refuse));
     assert_eq!(node, Some((Some(1450), Some("it has no address".to_owned()))));
+}
+
+/// What a Kubernetes cluster does with a node while its agent runs, and what comes of it.
+#[test]
+fn a_node_lives_through_what_its_cluster_does_with_it() {
+    let others = |member: &Member| member.snapshot().map(|snapshot| snapshot.nodes.len());
+    let refuses = |member: &Member, seconds| member.node(at(seconds)).and_then(|node| node.refuse);
+    let mut member = fresh();
+    let two = {
+        let mut two = Snapshot::clone(&snapshot(None));
+        for name in ["n1", "n2"] {
+            let record = crate::cluster::NodeRecord { name: name.to_owned(), ..Default::default() };
+            two.nodes.insert(name.to_owned(), Arc::new(record));
+        }
+        Arc::new(two)
+    };
+    // There is no subnet yet; others are known all the same.
+    member.hear(&StoreEvent::Refused { why: "Node n1 has no podCIDR yet".to_owned() }, at(1));
+    member.hear(&heard(&two), at(2));
+    assert_eq!(member.waiting(at(2)), ["the cluster does not let it in: Node n1 has no podCIDR yet"]);
+    assert!(refuses(&member, 2).is_some_and(|why| why.contains("podCIDR")) && member.knowledge().is_none());
+    // It comes.
+    member.hear(&StoreEvent::Joined(membership("10.244.1.0/24")), at(3));
+    member.passed(good(&member), at(4));
+    assert_eq!((refuses(&member, 4), member.waiting(at(4))), (None, Vec::new()));
+    // The Node is deleted: no new pods, and what is known of the others stays.
+    member.hear(&StoreEvent::Fenced { why: "Node n1 is gone".to_owned() }, at(5));
+    assert!(refuses(&member, 5).is_some_and(|why| why.contains("Node n1 is gone")));
+    assert_eq!((others(&member), member.knowledge().map(|known| known.is_live)), (Some(2), Some(true)));
+    let memorable = member.memorable().expect("is kept");
+    assert_eq!((memorable.snapshot.nodes.len(), memorable.fenced.is_some()), (2, true));
+    // The store is lost and found meanwhile: it is fenced as before.
+    member.hear(&StoreEvent::Lost { why: "refused".to_owned() }, at(6));
+    assert!(refuses(&member, 6).is_some());
+    member.hear(&StoreEvent::Found, at(7));
+    assert_eq!(member.store_status(at(7)).state, StoreState::Fenced);
+    // It is made again, without a podCIDR first: the subnets of before are nobody's to give.
+    member.hear(&StoreEvent::Refused { why: "Node n1 has no podCIDR yet".to_owned() }, at(8));
+    assert!(refuses(&member, 8).is_some());
+    // With the same one, as a newer Node.
+    let again = Membership { generation: 9, claimed: 9, ..membership("10.244.1.0/24") };
+    member.hear(&StoreEvent::Joined(again), at(9));
+    member.passed(good(&member), at(10));
+    assert_eq!((refuses(&member, 10), member.waiting(at(10))), (None, Vec::new()));
+    assert_eq!(member.memorable().and_then(|memorable| memorable.fenced), None);
+    // Another address alone is a change for the overlay, and none for pods.
+    let number = member.number;
+    let moved = Membership {
+        addresses: vec!["10.0.0.9".parse().unwrap()],
+        generation: 9,
+        claimed: 9,
+        ..membership("10.244.1.0/24")
+    };
+    member.hear(&StoreEvent::Joined(moved), at(11));
+    assert_eq!(member.number, number + 1);
+    assert!(member.node(at(11)).is_some_and(|node| node.refuse.is_none() && node.mtu == Some(1450)));
+    // Another podCIDR: plugins hear of it when the kernel is so.
+    member.hear(&StoreEvent::Joined(membership("10.244.7.0/24")), at(12));
+    assert_eq!(member.node(at(12)), None);
+    member.passed(good(&member), at(13));
+    assert_eq!(member.node(at(13)).map(|node| node.subnets), Some(membership("10.244.7.0/24").subnets));
+}
+
+mod condition {
+    use std::collections::BTreeSet;
+
+    use super::super::{Condition, Findings};
+    use super::*;
+    use crate::cluster::topology::{Problem, ProblemKind};
+    use crate::dataplane::Failure;
+    use crate::store::Health;
+
+    const NOTHING: &BTreeSet<String> = &BTreeSet::new();
+
+    fn well() -> Findings<'static> {
+        Findings {
+            node: "n1",
+            silent: &[],
+            problems: &[],
+            failures: &[],
+            conflist: NOTHING,
+            has_pods_outside: false,
+        }
+    }
+
+    fn ready() -> Member {
+        let mut member = fresh();
+        joined(&mut member, None);
+        member
+    }
+
+    fn failure(operation: &str, peer: Option<&str>) -> Failure {
+        let (operation, error) = (operation.to_owned(), "busy".to_owned());
+        Failure { kind: "link", operation, error, peer: peer.map(str::to_owned) }
+    }
+
+    /// What is told after it has been so for 30 s.
+    fn lasting(findings: &Findings<'_>) -> Health {
+        let (member, mut condition) = (ready(), Condition::default());
+        assert_eq!(condition.health(&member, findings, at(3)).problems, Vec::<String>::new());
+        condition.health(&member, findings, at(33))
+    }
+
+    #[test]
+    fn a_node_that_is_well_has_nothing_to_tell() {
+        assert_eq!(lasting(&well()), Health { is_ready: true, ..Health::default() });
+    }
+
+    #[test]
+    fn what_is_the_nodes_own_is_told_and_what_is_single_peers_is_not() {
+        let device = Problem::here(ProblemKind::Device, "flannel.1 has VNI 1 and port 8472");
+        let problems = [
+            device,
+            Problem::of(ProblemKind::Record, "n1", "its address is none"),
+            Problem::of(ProblemKind::Own, "n7", "it claims 10.244.1.0/24"),
+            Problem::of(ProblemKind::Record, "n8", "its address is none"),
+            Problem::of(ProblemKind::Conflict, "n9", "it claims what n8 has"),
+            Problem::of(ProblemKind::Unreachable, "n9", "no common family"),
+        ];
+        let failures = [failure("ip link add podwire.1", None), failure("ip route add", Some("n8"))];
+        let conflist = BTreeSet::from(["10-flannel.conflist comes first".to_owned()]);
+        let all = Findings { problems: &problems, failures: &failures, conflist: &conflist, ..well() };
+        let health = lasting(&all);
+        assert!(health.is_ready);
+        assert_eq!(
+            health.problems,
+            [
+                "10-flannel.conflist comes first",
+                "flannel.1 has VNI 1 and port 8472",
+                "ip link add podwire.1: busy",
+                "node n1: its address is none",
+                "node n7: it claims 10.244.1.0/24",
+            ]
+        );
+        let outside = lasting(&Findings { has_pods_outside: true, ..well() });
+        assert!(outside.problems.iter().any(|text| text.contains("restart these pods")), "{outside:?}");
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_not_told() {
+        let (member, mut condition) = (ready(), Condition::default());
+        let failures = [failure("ip link add podwire.1", None)];
+        let ill = Findings { failures: &failures, ..well() };
+        for second in (3..33).step_by(10) {
+            assert_eq!(condition.health(&member, &ill, at(second)).problems, Vec::<String>::new());
+            assert_eq!(condition.health(&member, &well(), at(second + 5)).problems, Vec::<String>::new());
+        }
+        // Nor more than anybody reads.
+        let many: Vec<Failure> = (0..100).map(|i| failure(&format!("{i:03}"), None)).collect();
+        assert_eq!(lasting(&Findings { failures: &many, ..well() }).problems.len(), 16);
+    }
+
+    #[test]
+    fn a_node_that_is_not_ready_says_why_and_does_not_count_seconds() {
+        let mut condition = Condition::default();
+        let mut why = |member: &Member, seconds| {
+            let health = condition.health(member, &well(), at(seconds));
+            assert_eq!(health.is_ready, health.why.is_empty(), "{health:?}");
+            health.why
+        };
+        let mut member = fresh();
+        assert_eq!(why(&member, 0), "etcd has not said yet who the other nodes are");
+        joined(&mut member, None);
+        assert_eq!(why(&member, 30), "");
+        let failed = Pass { is_in: false, failure: Some("busy".to_owned()), ..good(&member) };
+        member.passed(failed, at(30));
+        assert_eq!(why(&member, 36), "", "it has some time");
+        assert_eq!(why(&member, 60), "the overlay is not in order: busy");
+        assert_eq!(why(&member, 600), "the overlay is not in order: busy");
+        member.passed(good(&member), at(601));
+        assert_eq!(why(&member, 601), "");
+        assert_eq!(why(&member, 900), "nobody looks after the overlay");
+        member.passed(good(&member), at(901));
+        // A store that is away is no reason: pods start and reach each other.
+        member.hear(&StoreEvent::Lost { why: "refused".to_owned() }, at(902));
+        assert_eq!(why(&member, 903), "");
+        member.hear(&StoreEvent::Fenced { why: "Node n1 is gone".to_owned() }, at(904));
+        assert_eq!(why(&member, 904), "drain this node: Node n1 is gone");
+        let silent = Findings { silent: &["the thread that keeps the overlay"], ..well() };
+        let health = Condition::default().health(&ready(), &silent, at(3));
+        assert_eq!(health.why, "the thread that keeps the overlay does not answer");
+    }
 }

@@ -20,12 +20,13 @@ use std::time::Duration;
 
 use podwire_ipam::NodeConfig;
 use podwire_kernel::clock;
+use podwire_overlay::claims::BootTime;
 use podwire_overlay::cluster::Snapshot;
 use podwire_overlay::config::Config;
 use podwire_overlay::conflist;
 use podwire_overlay::dataplane::{Input, Overlay, Report, Settings};
 use podwire_overlay::identity;
-use podwire_overlay::member::{Member, Memorable};
+use podwire_overlay::member::{Condition, Findings, Member, Memorable};
 use podwire_overlay::remembered::{Memory, Recollection};
 use podwire_overlay::store::{Announcement, Identity, Membership, Remembered, StoreEvent};
 use tokio::sync::{Notify, mpsc, watch};
@@ -35,7 +36,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use self::files::{refuse_what_nobody_knows, tell_runtimes};
 use self::memory::Memorized;
 use self::stores::{begin_store, open};
-use crate::node::{Node, boot_time};
+use crate::node::{Cluster, Node, boot_time};
 use crate::notify;
 use crate::probes::{Probes, Seen};
 use crate::writer::{RangesChange, Task};
@@ -141,6 +142,7 @@ struct Part {
     told: Option<NodeConfig>,
     was_ready: bool,
     line: String,
+    condition: Condition,
     memorized: Memorized,
 }
 
@@ -203,6 +205,7 @@ impl Part {
             told: None,
             was_ready: false,
             line: String::new(),
+            condition: Condition::default(),
             memorized: Memorized::default(),
         })
     }
@@ -251,6 +254,7 @@ impl Part {
             notify::status(&line);
             self.line = line;
         }
+        self.tell_store(&cluster, member, now);
         let telemetry = &self.node.telemetry;
         telemetry.readiness(member.waiting(now).is_empty(), member.refusal(now).is_some());
         let (memorable, is_live) = (member.memorable(), member.is_live());
@@ -263,21 +267,49 @@ impl Part {
         }
     }
 
+    /// Tells the store how this node is.
+    fn tell_store(&mut self, cluster: &Cluster, member: &Member, now: BootTime) {
+        let report = cluster.report.as_ref();
+        let findings = Findings {
+            node: &self.identity.name,
+            silent: &self.node.silent.borrow(),
+            problems: report.map(|report| report.problems.as_slice()).unwrap_or_default(),
+            failures: report.map(|report| report.failures.as_slice()).unwrap_or_default(),
+            conflist: &cluster.conflist_notices,
+            has_pods_outside: self.node.pods.borrow().outside.1 > 0,
+        };
+        let health = self.condition.health(member, &findings, now);
+        self.node.health.send_if_modified(|told| {
+            let is_new = *told != health;
+            if is_new {
+                *told = health;
+            }
+            is_new
+        });
+    }
+
     /// Tells plugins what this node is.
     fn tell(&mut self, told: NodeConfig) {
-        let mut file = told.clone();
-        // Running pods took the ranges that the file had; an ADD that is under way may have read it just now.
         let network = &self.config.network.name;
-        if let Ok(Some(before)) = NodeConfig::read(&self.node.dirs, network)
-            && before.cluster_ranges != told.cluster_ranges
+        let before = NodeConfig::read(&self.node.dirs, network).ok().flatten();
+        let mut file = match &before {
+            // What stands there is still how pods that run were made.
+            Some(before) if told.subnets.is_empty() => {
+                NodeConfig { refuse: told.refuse.clone(), ..before.clone() }
+            }
+            _ => told.clone(),
+        };
+        // Running pods took the ranges that the file had; an ADD that is under way may have read it just now.
+        if let Some(before) = before
+            && before.cluster_ranges != file.cluster_ranges
         {
             self.node.writer.send(Task::Ranges(RangesChange {
                 network: network.clone(),
                 before: before.cluster_ranges,
-                now: told.cluster_ranges.clone(),
+                now: file.cluster_ranges.clone(),
             }));
         }
-        match file.write(&self.node.dirs, &self.config.network.name) {
+        match file.write(&self.node.dirs, network) {
             Ok(true) => match &told.refuse {
                 Some(why) => tracing::error!("no new pods are taken: {why}"),
                 None => {
