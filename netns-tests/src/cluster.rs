@@ -13,10 +13,12 @@
 //! ```
 
 mod member;
+mod outlive;
 mod peers;
 mod scene;
 
 pub use member::{ClusterPod, Member};
+pub use outlive::Meeting;
 pub use peers::{Peer, Peers};
 pub use scene::{AT_LAST, AT_ONCE, Scene};
 
@@ -52,16 +54,27 @@ pub struct Options {
     pub layout: Layout,
     /// The pods' addresses.
     pub pods: Families,
-    /// Lines of the peers file at its top, such as `direct_routing = "auto"`.
+    /// Settings of the cluster, such as `direct_routing = "auto"`: lines of the peers file at its top, or with Kubernetes of
+    /// the table `[cluster]` of each agent.
     pub settings: String,
     /// Lines at the end of the agents' configuration, such as `[probes]` and what belongs to it.
     pub agent: String,
-    /// The lines of the agents' configuration that say where nodes meet. Empty: the peers file.
-    pub store: String,
+    /// Where the nodes meet.
+    pub store: Store,
     /// Leave /opt/cni/bin empty.
     pub no_plugins: bool,
     /// Whether a node can be rebooted: its state directory is on the machine's disk then.
     pub reboots: bool,
+}
+
+/// Where the nodes of a cluster meet.
+#[derive(Debug, Clone, Default)]
+pub enum Store {
+    /// In the peers file that each has a copy of: [`Cluster::peers`].
+    #[default]
+    Peers,
+    /// Where these lines of the agents' configuration say.
+    Settings(String),
 }
 
 impl Default for Options {
@@ -73,7 +86,7 @@ impl Default for Options {
             pods: Families::Dual,
             settings: String::new(),
             agent: String::new(),
-            store: String::new(),
+            store: Store::Peers,
             no_plugins: false,
             reboots: false,
         }
@@ -260,6 +273,13 @@ pub fn subnets(pods: Families, number: u16) -> Vec<String> {
     let four = pods.ipv4().then(|| format!("10.{}.{low}.0/24", 240 + u32::from(high)));
     let six = pods.ipv6().then(|| format!("fd00:10:244:{:x}::/64", number + 1));
     four.into_iter().chain(six).collect()
+}
+
+/// The ranges of clusters whose pods have those families, as TOML tables of that name.
+pub fn range_lines(pods: Families, table: &str) -> String {
+    let ranges = [pods.ipv4(), pods.ipv6()].into_iter().zip(RANGES).filter(|(wanted, _)| *wanted);
+    let line = |(range, prefix)| format!("\n[[{table}]]\nrange = \"{range}\"\nsubnet_prefix = {prefix}\n");
+    ranges.map(|(_, range)| line(range)).collect()
 }
 
 /// The gateway of the subnet: its first address.

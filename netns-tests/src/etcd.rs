@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::cluster::RANGES;
+use crate::cluster::{Meeting, range_lines};
 use crate::error::{LabError, Result};
 use crate::lab::Lab;
 use crate::node::{Node, NodeOptions};
 use crate::process::{program, wait_for};
-use crate::underlay::{Underlay, Uplink};
+use crate::underlay::{Families, Underlay, Uplink};
 
 /// The number of the first member's node on the underlay.
 pub const FIRST_MEMBER: u8 = 200;
@@ -101,12 +101,10 @@ impl Etcd {
     /// a cluster with pods of both families. `more` are lines of the table `[cluster]`.
     pub fn agent_settings(&self, more: &str) -> String {
         let endpoints = self.endpoints();
-        let mut text =
-            format!("[cluster]\nstore = \"etcd\"\netcd.endpoints = {endpoints:?}\nname = \"lab\"\n{more}\n");
-        for (range, prefix) in RANGES {
-            text += &format!("\n[[cluster.range]]\nrange = \"{range}\"\nsubnet_prefix = {prefix}\n");
-        }
-        text
+        let ranges = range_lines(Families::Dual, "cluster.range");
+        format!(
+            "[cluster]\nstore = \"etcd\"\netcd.endpoints = {endpoints:?}\nname = \"lab\"\n{more}\n{ranges}"
+        )
     }
 
     /// The directory that the members see too, as the test sees it.
@@ -355,6 +353,16 @@ impl Etcd {
         let leads = |entry: &&Value| entry["Status"]["leader"] == entry["Status"]["header"]["member_id"];
         let endpoint = shown.as_array()?.iter().find(leads)?["Endpoint"].as_str()?.to_owned();
         self.members.iter().position(|member| self.url(member, CLIENTS) == endpoint)
+    }
+}
+
+impl Meeting for Etcd {
+    fn vanish(&mut self) -> Result<()> {
+        self.kill_all()
+    }
+
+    fn come_back(&mut self) -> Result<()> {
+        self.start_again()
     }
 }
 

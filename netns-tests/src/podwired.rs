@@ -60,15 +60,20 @@ impl Podwired {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn(node: &Node, args: &[&str]) -> Result<Self> {
-        Self::spawn_under(node, &[], args)
+        Self::spawn_under(node, &[], args, &[])
     }
 
     /// Starts the agent as the argument of another program, such as `unshare --time …`, which must die with it and it with
-    /// that.
+    /// that, with these variables in its environment.
     ///
     /// # Errors
     /// If it cannot be started.
-    pub fn spawn_under(node: &Node, wrapper: &[&str], args: &[&str]) -> Result<Self> {
+    pub fn spawn_under(
+        node: &Node,
+        wrapper: &[&str],
+        args: &[&str],
+        environment: &[(String, String)],
+    ) -> Result<Self> {
         let log = fs::OpenOptions::new().create(true).append(true).open(node.path(LOG));
         let log = log.map_err(LabError::because("open podwired's log"))?;
         let podwired = Node::dist("podwired").to_string_lossy().into_owned();
@@ -77,6 +82,7 @@ impl Podwired {
         command
             .args(words)
             .env_clear()
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             // To look into a test that fails: PODWIRED_LOG_LEVEL=debug cargo test …
             .envs(std::env::vars_os().filter(|(name, _)| name == "PODWIRED_LOG_LEVEL"))
             .stdin(Stdio::null())
@@ -138,6 +144,18 @@ impl Podwired {
     /// If nobody answers within 5 s.
     pub fn act(&self, action: &Value) -> Result<(u16, String)> {
         control(&self.node, "POST", "/v1/actions", &action.to_string())
+    }
+
+    /// The subnets of its node's pods.
+    ///
+    /// # Errors
+    /// If it does not answer, or has none.
+    pub fn subnets(&self) -> Result<Vec<String>> {
+        let status = self.get_json("/v1/status")?;
+        let all = status["subnets"].as_array().into_iter().flatten();
+        let text = |subnet: &Value| subnet.as_str().or_else(|| subnet["subnet"].as_str()).map(str::to_owned);
+        let found: Vec<_> = all.filter_map(text).collect();
+        if found.is_empty() { Err(LabError::new(format!("no subnets in {status}"))) } else { Ok(found) }
     }
 
     /// The value of a metric: the sum over all its labels that contain `labels`.

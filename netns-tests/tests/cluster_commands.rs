@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
 
-use podwire_netns_tests::cluster::{AT_LAST, Cluster, Member, Options, Scene};
+use podwire_netns_tests::cluster::{AT_LAST, Cluster, Member, Options, Scene, Store};
 use podwire_netns_tests::etcd::{Etcd, EtcdOptions};
 use podwire_netns_tests::podwired::Podwired;
 use podwire_netns_tests::underlay::{Families, Layout, Underlay};
@@ -28,8 +28,12 @@ fn settings_change_and_nodes_go_by_podwirectl_without_loss() -> Result<()> {
     let lab = Lab::new("commands")?;
     let underlay = Underlay::new(Families::Ipv4, Layout::Flat)?;
     let etcd = Etcd::start(&lab, &underlay, &EtcdOptions { members: 1, ..EtcdOptions::default() })?;
-    let options =
-        Options { nodes: 3, underlay: Families::Ipv4, store: etcd.agent_settings(""), ..Options::default() };
+    let options = Options {
+        nodes: 3,
+        underlay: Families::Ipv4,
+        store: Store::Settings(etcd.agent_settings("")),
+        ..Options::default()
+    };
     let mut cluster = Cluster::prepare_on(&lab, &underlay, &options)?;
     cluster.start_agents()?;
     let third = cluster.pod(2, "c")?;

@@ -4,9 +4,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use podwire_netns_tests::cluster::{AT_LAST, Cluster, Options, Scene};
+use podwire_netns_tests::cluster::{AT_LAST, Cluster, Options, Scene, Store};
 use podwire_netns_tests::etcd::{Etcd, EtcdOptions};
-use podwire_netns_tests::podwired::Podwired;
 use podwire_netns_tests::underlay::{Families, Layout, Underlay};
 use podwire_netns_tests::{Lab, LabError, Result, wait_for};
 use serde_json::{Value, json};
@@ -23,7 +22,7 @@ fn prepare(name: &str, members: u8, options: &Options) -> Result<(Cluster, Etcd)
     let lab = Lab::new(name)?;
     let underlay = Underlay::new(Families::Dual, Layout::Flat)?;
     let etcd = Etcd::start(&lab, &underlay, &EtcdOptions { members, ..EtcdOptions::default() })?;
-    let options = Options { store: etcd.agent_settings(""), ..options.clone() };
+    let options = Options { store: Store::Settings(etcd.agent_settings("")), ..options.clone() };
     Ok((Cluster::prepare_on(&lab, &underlay, &options)?, etcd))
 }
 
@@ -34,59 +33,19 @@ impl WithEtcd {
         Ok(Self { scene: Scene::of(cluster)?, etcd })
     }
 
-    /// Each node's subnets.
     fn subnets(&self) -> Result<Vec<Vec<String>>> {
-        self.scene.cluster.members().iter().map(|member| subnets(member.agent()?)).collect()
+        self.scene.cluster.subnets()
     }
 
     fn all_good(&mut self) -> Result<()> {
-        self.scene.all_flow()?;
-        self.scene.flows.assert_none_lost()
+        self.scene.all_good()
     }
-}
-
-fn subnets(agent: &Podwired) -> Result<Vec<String>> {
-    let status = agent.get_json("/v1/status")?;
-    let all = status["subnets"].as_array().into_iter().flatten();
-    let text = |subnet: &Value| subnet.as_str().or_else(|| subnet["subnet"].as_str()).map(str::to_owned);
-    let found: Vec<_> = all.filter_map(text).collect();
-    if found.is_empty() { Err(LabError::new(format!("no subnets in {status}"))) } else { Ok(found) }
 }
 
 #[test]
 fn etcd_down_for_the_whole_of_an_agents_restart_costs_nothing() -> Result<()> {
     let mut lab = WithEtcd::new("etcd-down", 1)?;
-    let before = lab.subnets()?;
-    // What it knows is written to its disk now and then, and when it ends.
-    lab.scene.cluster.member_mut(0).stop_agent()?;
-    lab.scene.cluster.member_mut(0).start_agent()?;
-    lab.etcd.kill_all()?;
-    lab.scene.cluster.member_mut(0).kill_agent()?;
-    lab.scene.cluster.member_mut(0).spawn_agent()?;
-    let member = lab.scene.cluster.member(0);
-    member.wait_for(
-        AT_LAST,
-        "test -S /run/podwire/podwired.sock && test -S /run/podwire/ipam.sock",
-        |_| true,
-    )?;
-    let served =
-        wait_for(AT_LAST, || subnets(member.agent().expect("it runs")).is_ok_and(|now| now == before[0]));
-    assert!(served, "{}", lab.scene.log());
-    // Pods start, and what somebody breaks is repaired, from memory.
-    let pod = lab.scene.cluster.pod(0, "with-etcd-down")?;
-    lab.scene.cluster.assert_reach(&pod, &lab.scene.pods[1])?;
-    pod.delete()?;
-    lab.all_good()?;
-    lab.scene.break_and_repair("ip link del $device", AT_LAST)?;
-    // And a stop in order, although nobody can be told.
-    lab.scene.cluster.member_mut(0).stop_agent()?;
-    lab.scene.cluster.member_mut(0).spawn_agent()?;
-    lab.etcd.start_again()?;
-    lab.scene.cluster.member_mut(0).agent_mut()?.wait_until_ready(AT_LAST)?;
-    lab.all_good()?;
-    assert_eq!(lab.subnets()?, before);
-    assert_eq!(lab.scene.cluster.member(0).dataplane()?, lab.scene.before);
-    Ok(())
+    lab.scene.outlives_the_store(&mut lab.etcd)
 }
 
 #[test]
@@ -168,7 +127,7 @@ fn a_node_cut_off_from_etcd_and_peers_has_its_subnets_when_it_is_back() -> Resul
 fn rule_05_the_same_identity_gets_the_same_subnet_after_a_reboot() -> Result<()> {
     let (mut cluster, _etcd) = prepare("rule-05", 1, &Options { reboots: true, ..Options::default() })?;
     cluster.start_agents()?;
-    let before = subnets(cluster.member(0).agent()?)?;
+    let before = cluster.member(0).agent()?.subnets()?;
     let peer = cluster.pod(1, "b")?;
     for in_order in [true, false] {
         if in_order {
@@ -180,7 +139,7 @@ fn rule_05_the_same_identity_gets_the_same_subnet_after_a_reboot() -> Result<()>
         // A dead boot's presence lasts until it runs out; this machine's next boot need not wait for it.
         cluster.member_mut(0).spawn_agent()?;
         cluster.member_mut(0).agent_mut()?.wait_until_ready(Duration::from_secs(60))?;
-        assert_eq!(subnets(cluster.member(0).agent()?)?, before);
+        assert_eq!(cluster.member(0).agent()?.subnets()?, before);
         let pod = cluster.pod(0, "a")?;
         cluster.assert_reach(&pod, &peer)?;
     }
@@ -205,12 +164,12 @@ fn a_cloned_machine_is_refused() -> Result<()> {
         status.is_ok_and(|status| status["store"]["state"] == "refused")
     });
     assert!(refused, "{}", member.agent()?.log());
-    assert!(subnets(member.agent()?).is_err());
+    assert!(member.agent()?.subnets().is_err());
     lab.all_good()?;
     assert_eq!(
         lab.scene.cluster.members()[..2]
             .iter()
-            .map(|member| subnets(member.agent()?))
+            .map(|member| member.agent()?.subnets())
             .collect::<Result<Vec<_>>>()?,
         before
     );
@@ -223,7 +182,7 @@ fn agents_that_start_at_once_get_different_subnets() -> Result<()> {
     cluster.start_agents()?;
     let mut all = BTreeSet::new();
     for member in cluster.members() {
-        all.extend(subnets(member.agent()?)?);
+        all.extend(member.agent()?.subnets()?);
     }
     assert_eq!(all.len(), 16, "{all:?}");
     let (one, other) = (cluster.pod(0, "p")?, cluster.pod(7, "p")?);
@@ -236,16 +195,8 @@ fn rule_14_a_new_address_of_a_node_is_told_to_its_peers() -> Result<()> {
     let before = lab.subnets()?;
     let cluster = &lab.scene.cluster;
     let (old, new) = (cluster.underlay().addresses(1), cluster.underlay().in_subnet(0, 120));
-    let uplink = cluster.member(1).uplink();
-    for (old, new) in old.iter().zip(&new) {
-        uplink.add_address(*new)?;
-        uplink.remove_address(*old)?;
-    }
-    uplink.add_default_routes()?;
-    let wanted = format!("dst {} ", new[0]);
-    cluster.member(0).wait_for(AT_LAST, "bridge fdb show dev podwire.1", |out| {
-        out.contains(&wanted) && out.lines().count() == 1
-    })?;
+    cluster.renumber(1, &old, &new)?;
+    cluster.sends_only_to(0, "podwire.1", new[0])?;
     lab.scene.all_flow()?;
     println!("a node's new address, told by etcd: {}", lab.scene.flows.worst());
     lab.scene.assert_steady()?;
@@ -264,22 +215,11 @@ fn a_node_made_again_with_its_name_and_another_address_takes_its_place() -> Resu
         } else {
             lab.scene.cluster.member_mut(1).stop_agent()?;
         }
-        // Another machine: no disk, another boot, no device.
-        let member = lab.scene.cluster.member(1);
-        member.sh("ip link del podwire.1; nft flush ruleset; rm -f /var/lib/podwire/*.json /run/podwire/podwire/node.json")?;
-        member.node().set_boot_id("22222222-2222-4333-8444-555555555555")?;
-        for (old, new) in old.iter().zip(&new) {
-            member.uplink().add_address(*new)?;
-            member.uplink().remove_address(*old)?;
-        }
-        member.uplink().add_default_routes()?;
+        lab.scene.cluster.make_again(1, &old, &new)?;
         lab.scene.cluster.member_mut(1).spawn_agent()?;
         // The old one's presence must run out first where it could not be taken back.
         lab.scene.cluster.member_mut(1).agent_mut()?.wait_until_ready(Duration::from_secs(60))?;
-        let wanted = format!("dst {} ", new[0]);
-        lab.scene.cluster.member(0).wait_for(AT_LAST, "bridge fdb show dev podwire.1", |out| {
-            out.contains(&wanted) && out.lines().count() == 1
-        })?;
+        lab.scene.cluster.sends_only_to(0, "podwire.1", new[0])?;
         let pod = lab.scene.cluster.pod(1, "new")?;
         lab.scene.cluster.assert_reach(&pod, &lab.scene.pods[0]).map_err(LabError::because(order))?;
     }
@@ -359,11 +299,7 @@ fn a_node_whose_subnet_is_anothers_now_takes_no_more_pods() -> Result<()> {
     lab.scene.cluster.member_mut(1).kill_agent()?;
     lab.scene.cluster.member_mut(1).spawn_agent()?;
     let member = lab.scene.cluster.member(1);
-    member.wait_for(
-        AT_LAST,
-        "test -S /run/podwire/podwired.sock && test -S /run/podwire/ipam.sock",
-        |_| true,
-    )?;
+    member.serves()?;
     let refused = wait_for(AT_LAST, || member.try_pod("").is_ok_and(|answer| answer.exit() != Some(0)));
     assert!(refused, "{}", member.agent()?.log());
     Ok(())

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use podwire_netns_tests::cluster::{AT_LAST, AT_ONCE, Cluster, Member, Options, Scene};
+use podwire_netns_tests::cluster::{AT_LAST, AT_ONCE, Cluster, Member, Options, Scene, Store};
 use podwire_netns_tests::etcd::{Etcd, EtcdOptions};
 use podwire_netns_tests::underlay::{Families, Layout, Underlay};
 use podwire_netns_tests::{Lab, LabError, Node, Result, program, wait_for};
@@ -347,7 +347,7 @@ fn a_node_leaves_at_shutdown_if_it_is_told_to_and_no_pod_needs_it() -> Result<()
     let underlay = Underlay::new(Families::Ipv4, Layout::Flat)?;
     let etcd = Etcd::start(&lab, &underlay, &EtcdOptions { members: 1, ..EtcdOptions::default() })?;
     let store = etcd.agent_settings("leave_at_shutdown = true");
-    let options = Options { underlay: Families::Ipv4, store, ..Options::default() };
+    let options = Options { underlay: Families::Ipv4, store: Store::Settings(store), ..Options::default() };
     let mut cluster = Cluster::prepare_on(&lab, &underlay, &options)?;
     cluster.start_agents()?;
     let nodes = || etcd.keys("/podwire/v1/nodes/");
@@ -378,7 +378,11 @@ fn an_agent_that_ends_while_etcd_is_silent_keeps_no_pod_waiting() -> Result<()> 
     let lab = Lab::new("start-silent")?;
     let underlay = Underlay::new(Families::Ipv4, Layout::Flat)?;
     let etcd = Etcd::start(&lab, &underlay, &EtcdOptions { members: 1, ..EtcdOptions::default() })?;
-    let options = Options { underlay: Families::Ipv4, store: etcd.agent_settings(""), ..Options::default() };
+    let options = Options {
+        underlay: Families::Ipv4,
+        store: Store::Settings(etcd.agent_settings("")),
+        ..Options::default()
+    };
     let mut cluster = Cluster::prepare_on(&lab, &underlay, &options)?;
     cluster.start_agents()?;
     etcd.uplink(0).cut()?;

@@ -16,7 +16,7 @@ use crate::podwired::{CONFIGURATION, Podwired};
 use crate::process::{Finished, LIMIT, program, wait_for};
 use crate::underlay::{Underlay, Uplink};
 
-use super::{NETWORK, Options, PEERS, READY, node_name};
+use super::{AT_LAST, NETWORK, Options, PEERS, READY, Store, node_name};
 
 /// Where an agent writes the configuration of the pod network.
 const CONFLIST: &str = "/etc/cni/net.d/10-podwire.conflist";
@@ -28,6 +28,8 @@ pub struct Member {
     node: Node,
     name: String,
     number: u8,
+    /// Of its agent's environment.
+    variables: Vec<(String, String)>,
 }
 
 impl Member {
@@ -42,8 +44,12 @@ impl Member {
         let no_plugins = options.no_plugins;
         let node = lab.node_with(&name, &NodeOptions { shared, no_plugins, ..NodeOptions::default() })?;
         let uplink = underlay.attach(&node, number)?;
-        let member = Self { agent: None, uplink, node, name, number };
-        member.configure(&options.store, &options.agent)?;
+        let member = Self { agent: None, uplink, node, name, number, variables: Vec::new() };
+        let store = match &options.store {
+            Store::Peers => String::new(),
+            Store::Settings(lines) => lines.clone(),
+        };
+        member.configure(&store, &options.agent)?;
         Ok(member)
     }
 
@@ -104,8 +110,7 @@ impl Member {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn_agent(&mut self) -> Result<()> {
-        self.agent = Some(Podwired::spawn(&self.node, &[])?);
-        Ok(())
+        self.spawn_agent_under(&[])
     }
 
     /// Starts its agent as the argument of another program, and waits until it is ready.
@@ -122,7 +127,7 @@ impl Member {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn_agent_under(&mut self, wrapper: &[&str]) -> Result<()> {
-        self.agent = Some(Podwired::spawn_under(&self.node, wrapper, &[])?);
+        self.agent = Some(Podwired::spawn_under(&self.node, wrapper, &[], &self.variables)?);
         Ok(())
     }
 
@@ -151,6 +156,15 @@ impl Member {
     pub fn stop_agent(&mut self) -> Result<()> {
         let agent = self.agent.take();
         agent.ok_or_else(|| LabError::new(format!("no agent runs in {}", self.name)))?.stop()
+    }
+
+    /// Waits until its agent takes requests from plugins and from people, ready or not.
+    ///
+    /// # Errors
+    /// If it does not, with its log.
+    pub fn serves(&self) -> Result<()> {
+        let sockets = "test -S /run/podwire/podwired.sock && test -S /run/podwire/ipam.sock";
+        self.wait_for(AT_LAST, sockets, |_| true).map(drop)
     }
 
     /// Replaces its peers file, by a rename.

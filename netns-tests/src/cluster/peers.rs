@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use crate::underlay::Families;
 
-use super::{RANGES, node_name, subnets};
+use super::{node_name, range_lines, subnets};
 
 /// What a peers file says.
 #[derive(Debug, Clone)]
@@ -52,12 +52,7 @@ impl Peers {
     /// The file.
     pub fn to_toml(&self) -> String {
         let mut text = format!("name = \"lab\"\n{}\n", self.settings);
-        let wanted = [self.pods.ipv4(), self.pods.ipv6()];
-        for (wanted, (range, prefix)) in wanted.into_iter().zip(RANGES) {
-            if wanted {
-                let _ = write!(text, "\n[[range]]\nrange = \"{range}\"\nsubnet_prefix = {prefix}\n");
-            }
-        }
+        text += &range_lines(self.pods, "range");
         for Peer { name, addresses, subnets, more } in &self.nodes {
             let addresses: Vec<_> = addresses.iter().map(IpAddr::to_string).collect();
             let _ = write!(

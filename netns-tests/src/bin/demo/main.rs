@@ -14,7 +14,7 @@ mod screen;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use podwire_netns_tests::cluster::{Cluster, Options};
+use podwire_netns_tests::cluster::{self, Cluster, Options};
 use podwire_netns_tests::containerd::{Containerd, DEBIAN};
 use podwire_netns_tests::etcd::{Etcd, EtcdOptions};
 use podwire_netns_tests::network::left_behind;
@@ -74,7 +74,7 @@ fn demo(screen: &mut Screen, settings: &Settings) -> Result<()> {
     if settings.store == Store::Etcd {
         let began = Instant::now();
         let started = Etcd::start(&lab, &underlay, &EtcdOptions::default())?;
-        options.store = started.agent_settings("");
+        options.store = cluster::Store::Settings(started.agent_settings(""));
         screen.done("etcd", format!("Debian's, at {}", started.endpoints().join(", ")), began);
         etcd = Some(started);
     }
