@@ -52,6 +52,7 @@ fn carry_out(pool: &Pool, op: Op, now: BootMillis) -> Vec<Change> {
             }
             Vec::new()
         }
+        Op::Adopt { network, attachments, cursors, .. } => pool.import(&network, &attachments, &cursors).changes,
         Op::Import { .. } | Op::Find { .. } | Op::Leases { .. } | Op::Extras { .. } => Vec::new(),
     }
 }

@@ -1,6 +1,7 @@
 //! Where addresses come from, for a program that does not care where: the agent, or the store itself.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use podwire_kernel::nft::Nft;
 use crate::client::Client;
 use crate::dirs::{Dirs, Holder, Lock, Wanted};
 use crate::engine::{Engine, Vantage};
-use crate::import::Contents;
+use crate::import::{Contents, Imported};
 use crate::service::{
     Answer, DEADLINE_SECONDS, Deletion, GC_DEADLINE_SECONDS, GcReport, Op, STATUS_DEADLINE_SECONDS,
 };
@@ -41,6 +42,9 @@ const YIELD: Duration = Duration::from_secs(1);
 
 /// How often an operation is begun anew with another agent, or with the store, when its agent has gone away.
 const TRIES: usize = 8;
+
+/// How many attachments of another program one message has: some hundred KiB.
+const ADOPTED_AT_ONCE: usize = 256;
 
 /// The allocator as a program sees it. Every operation is keyed by its owner and may be repeated, so it goes over to
 /// another agent, or to the store, when its agent goes away in the middle.
@@ -203,6 +207,41 @@ impl Allocator {
             Answer::Notices(notices) => Ok(notices),
             other => Err(self.unexpected(&other)),
         }
+    }
+
+    /// Takes what another program has attached, and gave addresses, into a network, durably. What is known already stays as
+    /// it is, so it can be done again. Gives what there is to tell, such as an address that is another's here.
+    ///
+    /// # Errors
+    /// Whatever keeps the store from recording it.
+    pub fn adopt(&mut self, network: &str, found: &Imported) -> Result<Vec<String>, Error> {
+        let unknown: Vec<IpAddr> = found.unknown.iter().map(|(_, address)| *address).collect();
+        let mut notices = Vec::new();
+        // Parts that are far below the longest message.
+        let mut parts: Vec<&[Attachment]> = found.attachments.chunks(ADOPTED_AT_ONCE).collect();
+        if parts.is_empty() {
+            parts.push(&[]);
+        }
+        for (index, attachments) in parts.into_iter().enumerate() {
+            let (cursors, unknown) = match index {
+                0 => (found.cursors.as_slice(), unknown.as_slice()),
+                _ => (&[][..], &[][..]),
+            };
+            let op = || Op::Adopt {
+                network: network.to_owned(),
+                attachments: attachments.to_vec(),
+                cursors: cursors.to_vec(),
+                unknown: unknown.to_vec(),
+            };
+            let direct = |engine: &mut Engine| {
+                engine.adopt(network, attachments, cursors, unknown).map(Answer::Notices)
+            };
+            match self.run(op, direct)? {
+                Answer::Notices(told) => notices.extend(told),
+                other => return Err(self.unexpected(&other)),
+            }
+        }
+        Ok(notices)
     }
 
     /// Records that the interface of a reservation is up, `finished` being the attachment as it came out. A power cut

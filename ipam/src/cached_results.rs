@@ -11,7 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
-use podwire_attach::{Owner, PodAddress};
+use podwire_attach::{Owner, PodAddress, PodName};
 use serde_json::Value;
 
 use crate::import::{is_ifname, is_name};
@@ -34,6 +34,8 @@ pub struct CachedResult {
     pub addresses: Vec<PodAddress>,
     /// The netns in which the result places the interface.
     pub netns: Option<String>,
+    /// The pod, where the runtime named it.
+    pub pod: Option<PodName>,
 }
 
 /// Who gave the addresses of a cached result.
@@ -82,7 +84,21 @@ pub fn parse(bytes: &[u8]) -> Option<CachedResult> {
     let config = base64(cached.get("config")?.as_str()?)?;
     let result = cached.get("result")?;
     let (addresses, netns) = addresses(result, &owner.ifname);
-    Some(CachedResult { kept_by: keeper(&config), owner, addresses, netns })
+    Some(CachedResult { kept_by: keeper(&config), owner, addresses, netns, pod: pod(&cached) })
+}
+
+/// Of CNI_ARGS, which libcni keeps as pairs.
+fn pod(cached: &Value) -> Option<PodName> {
+    let pairs = cached.get("cniArgs")?.as_array()?;
+    let argument = |name: &str| {
+        let pair = pairs.iter().find(|pair| pair.get(0).and_then(Value::as_str) == Some(name))?;
+        pair.get(1)?.as_str().map(str::to_owned)
+    };
+    Some(PodName {
+        namespace: argument("K8S_POD_NAMESPACE")?,
+        name: argument("K8S_POD_NAME")?,
+        uid: argument("K8S_POD_UID").unwrap_or_default(),
+    })
 }
 
 /// The configuration is one plugin's, or a list of plugins.
@@ -187,7 +203,7 @@ mod tests {
 
     fn cached(config: &str, result: &str) -> String {
         format!(
-            r#"{{"kind":"cniCacheV1","containerId":"c1","config":"{}","ifName":"eth0","networkName":"net","cniArgs":[["IgnoreUnknown","1"]],"capabilityArgs":{{}},"result":{result}}}"#,
+            r#"{{"kind":"cniCacheV1","containerId":"c1","config":"{}","ifName":"eth0","networkName":"net","cniArgs":[["IgnoreUnknown","1"],["K8S_POD_NAMESPACE","shop"],["K8S_POD_NAME","web-0"]],"capabilityArgs":{{}},"result":{result}}}"#,
             encode(config)
         )
     }
@@ -204,6 +220,8 @@ mod tests {
         assert_eq!(result.netns.as_deref(), Some("/run/netns/x"));
         let addresses: Vec<String> = result.addresses.iter().map(|a| a.address.to_string()).collect();
         assert_eq!(addresses, ["10.9.0.2/24", "fd00::2/64"]);
+        let pod = result.pod.expect("named");
+        assert_eq!((pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_str()), ("shop", "web-0", ""));
         assert_eq!(result.addresses[0].gateway, Some("10.9.0.1".parse().unwrap()));
     }
 

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -250,6 +251,17 @@ impl Engine {
         sets: &[RangeSet],
     ) -> Result<Vec<String>, Error> {
         self.batch(|batch| batch.import(network, directory, sets))?
+    }
+
+    /// See [`Batch::adopt`]; durable.
+    pub fn adopt(
+        &mut self,
+        network: &str,
+        attachments: &[Attachment],
+        cursors: &[(u32, IpAddr)],
+        unknown: &[IpAddr],
+    ) -> Result<Vec<String>, Error> {
+        self.batch(|batch| batch.adopt(network, attachments, cursors, unknown))
     }
 
     /// See [`Batch::attached`]; not durable.
@@ -626,10 +638,8 @@ impl Batch<'_> {
         if !imported.attachments.is_empty() {
             imported.join(&cached());
         }
-        let adopted = self.pool.import(network, &imported.attachments, &imported.cursors);
-        self.apply(adopted.changes);
-        let unknown = self.pool.rebuilt(&[], &imported.unknown);
-        self.apply(unknown.changes);
+        let unknown: Vec<IpAddr> = imported.unknown.iter().map(|(_, address)| *address).collect();
+        let adopted = self.adopt(network, &imported.attachments, &imported.cursors, &unknown);
         let mut notices = Vec::new();
         if !imported.attachments.is_empty() || !imported.unknown.is_empty() {
             notices.push(format!(
@@ -640,9 +650,26 @@ impl Batch<'_> {
             ));
         }
         notices.append(&mut imported.notices);
-        notices.extend(adopted.notices);
-        self.must_last();
+        notices.extend(adopted);
         Ok(notices)
+    }
+
+    /// Takes what another program has attached, and gave addresses, into a network; what there is to tell about it. What is
+    /// known already stays as it is.
+    pub fn adopt(
+        &mut self,
+        network: &str,
+        attachments: &[Attachment],
+        cursors: &[(u32, IpAddr)],
+        unknown: &[IpAddr],
+    ) -> Vec<String> {
+        let adopted = self.pool.import(network, attachments, cursors);
+        self.apply(adopted.changes);
+        let unknown: Vec<_> = unknown.iter().map(|address| (NetworkId::of(network), *address)).collect();
+        let kept = self.pool.rebuilt(&[], &unknown);
+        self.apply(kept.changes);
+        self.must_last();
+        adopted.notices
     }
 
     /// Records that the interface of a reservation is up. `finished` is the attachment as it came out, where it

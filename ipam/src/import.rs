@@ -226,6 +226,19 @@ pub struct Exported {
     /// Addresses of unknown owners, written under the container id `podwire-unknown-owner`: host-local never
     /// frees them by itself.
     pub unknown: usize,
+    /// Addresses that another owner has in the directory, with [`Existing::Keep`].
+    pub taken: usize,
+}
+
+/// What [`export`] does where the directory has addresses already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// It fails.
+    Refuse,
+    /// It removes them first.
+    Replace,
+    /// It adds those that are missing, and leaves last addresses as they are: host-local gives addresses by now.
+    Keep,
 }
 
 /// What is known of one network, as it is exported.
@@ -243,15 +256,17 @@ pub struct Contents {
 /// configuration back must also see to it that podwire gives no further addresses of this network.
 ///
 /// # Errors
-/// The directory has files in it and `force` is not set; or it cannot be written.
-pub fn export(contents: &Contents, directory: &Path, force: bool) -> Result<Exported, Error> {
+/// The directory has files in it and is not to; or it cannot be written.
+pub fn export(contents: &Contents, directory: &Path, existing: Existing) -> Result<Exported, Error> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o755)
         .create(directory)
         .map_err(|source| Error::io("create directory", directory, source))?;
     let _lock = lock(directory)?;
-    clear(directory, force)?;
+    if existing != Existing::Keep {
+        clear(directory, existing == Existing::Replace)?;
+    }
     let mut exported = Exported::default();
     for lease in &contents.leases {
         // host-local knows one owner of an interface: it is the one that has its addresses.
@@ -265,15 +280,19 @@ pub fn export(contents: &Contents, directory: &Path, force: bool) -> Result<Expo
             ifname => format!("{container}{SEPARATOR}{ifname}"),
         };
         for address in lease.held() {
-            write(&directory.join(address.to_string()), &content)?;
-            exported.leased += 1;
+            match put(&directory.join(address.to_string()), &content, existing)? {
+                true => exported.leased += 1,
+                false => exported.taken += 1,
+            }
         }
     }
     for address in &contents.unknown {
-        write(&directory.join(address.to_string()), UNKNOWN_ID)?;
-        exported.unknown += 1;
+        if put(&directory.join(address.to_string()), UNKNOWN_ID, existing)? {
+            exported.unknown += 1;
+        }
     }
-    for (set, last) in &contents.cursors {
+    let cursors = contents.cursors.iter().filter(|_| existing != Existing::Keep);
+    for (set, last) in cursors {
         write(&directory.join(format!("{LAST}{set}")), &last.to_string())?;
     }
     File::open(directory)
@@ -304,6 +323,14 @@ fn clear(directory: &Path, force: bool) -> Result<(), Error> {
     Ok(())
 }
 
+/// Writes an address's file; `false` if it is there as another owner's.
+fn put(path: &Path, text: &str, existing: Existing) -> Result<bool, Error> {
+    if existing == Existing::Keep && path.exists() {
+        return Ok(content(path)?.is_some_and(|found| found.trim() == text));
+    }
+    write(path, text).map(|()| true)
+}
+
 fn write(path: &Path, content: &str) -> Result<(), Error> {
     File::options()
         .write(true)
@@ -315,4 +342,52 @@ fn write(path: &Path, content: &str) -> Result<(), Error> {
             file.sync_data()
         })
         .map_err(|source| Error::io("write", path, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LeaseState, Origin};
+
+    fn contents(owners: &[(&str, &str)]) -> Contents {
+        let lease = |(container, address): &(&str, &str)| {
+            let mut imported = Imported::default();
+            imported.add("net", &[], address.parse().unwrap(), Some(format!("{container}{SEPARATOR}eth0")));
+            Lease {
+                attachment: imported.attachments.remove(0),
+                state: LeaseState::Attached,
+                origin: Origin::HostLocal,
+                generation: 1,
+                boot_id: "b".to_owned(),
+                succeeds: false,
+                former: Vec::new(),
+                former_ports: Vec::new(),
+                missing_since: None,
+            }
+        };
+        let leases = owners.iter().map(lease).collect();
+        Contents { leases, unknown: Vec::new(), cursors: vec![(0, "10.9.0.9".parse().unwrap())] }
+    }
+
+    #[test]
+    fn what_is_in_the_way_of_an_export_stays_goes_or_stops_it() {
+        let root = tempfile::tempdir().unwrap();
+        let text = |name: &str| fs::read_to_string(root.path().join(name)).ok();
+        let first = contents(&[("old", "10.9.0.2"), ("both", "10.9.0.3")]);
+        let exported = export(&first, root.path(), Existing::Refuse).unwrap();
+        assert_eq!(exported, Exported { leased: 2, ..Exported::default() });
+        assert!(export(&first, root.path(), Existing::Refuse).is_err(), "it has files by now");
+        fs::write(root.path().join("last_reserved_ip.0"), "10.9.0.20").unwrap();
+
+        let second = contents(&[("both", "10.9.0.3"), ("new", "10.9.0.4"), ("other", "10.9.0.2")]);
+        let exported = export(&second, root.path(), Existing::Keep).unwrap();
+        assert_eq!(exported, Exported { leased: 2, taken: 1, ..Exported::default() });
+        assert_eq!(text("10.9.0.2").unwrap(), "old\r\neth0", "host-local's owner keeps it");
+        assert_eq!(text("10.9.0.4").unwrap(), "new\r\neth0");
+        assert_eq!(text("last_reserved_ip.0").unwrap(), "10.9.0.20");
+
+        let exported = export(&contents(&[("new", "10.9.0.4")]), root.path(), Existing::Replace).unwrap();
+        assert_eq!((exported.leased, text("10.9.0.2"), text("10.9.0.3")), (1, None, None));
+        assert_eq!(text("last_reserved_ip.0").unwrap(), "10.9.0.9");
+    }
 }

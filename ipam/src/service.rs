@@ -79,6 +79,17 @@ pub enum Op {
         /// The network's range sets.
         sets: Vec<RangeSet>,
     },
+    /// Answered by [`Answer::Notices`].
+    Adopt {
+        /// Into which network.
+        network: String,
+        /// What another program has attached and given addresses.
+        attachments: Vec<Attachment>,
+        /// The last address given from each range set.
+        cursors: Vec<(u32, IpAddr)>,
+        /// Addresses in use by nobody knows whom.
+        unknown: Vec<IpAddr>,
+    },
     /// Answered by [`Answer::Done`].
     Attached {
         /// Whose.
@@ -150,6 +161,7 @@ impl Op {
     pub fn version(&self) -> u32 {
         let is_plain = |traffic: &Traffic| !traffic.has_rules() && !traffic.is_shaped();
         match self {
+            Self::Adopt { .. } => 2,
             Self::Reserve(reserve) if !reserve.attachment.traffic.as_ref().is_none_or(is_plain) => 2,
             _ => 1,
         }

@@ -1,5 +1,6 @@
 //! `podwirectl ipam`: the addresses of this node's pods.
 
+use podwire_ipam::import::Existing;
 use podwire_ipam::{Allocator, Deletion, Dirs, Ends, Lease, Patience, Vantage, import};
 use podwire_kernel::{Netlink, clock};
 use podwire_overlay::leases;
@@ -155,7 +156,8 @@ fn export(
         )));
     }
     let directory = dir.join(network);
-    let exported = import::export(&contents, &directory, force).map_err(failed)?;
+    let existing = if force { Existing::Replace } else { Existing::Refuse };
+    let exported = import::export(&contents, &directory, existing).map_err(failed)?;
     if output.json {
         output.value(
             &json!({ "directory": directory, "leased": exported.leased, "unknown": exported.unknown }),

@@ -507,6 +507,7 @@ fn name(op: &Op) -> &'static str {
     match op {
         Op::Reserve(_) => "reserve",
         Op::Import { .. } => "import",
+        Op::Adopt { .. } => "adopt",
         Op::Attached { .. } => "attached",
         Op::Cancel { .. } => "cancel",
         Op::Delete { .. } => "delete",

@@ -277,6 +277,10 @@ impl State {
                             (Ok(Reply::Answer(Answer::Grant(_))), Some(owner)) => {
                                 upcoming.reserved(batch.pool(), owner);
                             }
+                            // Another program's pods have no plugin that puts their rules in.
+                            (Ok(Reply::Answer(Answer::Notices(_))), _) => {
+                                upcoming.rules.changed(Cause::Attached);
+                            }
                             (Ok(Reply::Begun(leases)), _) => removing.extend(begin_removal(batch, leases)),
                             _ => {}
                         }
@@ -404,6 +408,7 @@ fn changes(op: &Op) -> bool {
         op,
         Op::Reserve(_)
             | Op::Import { .. }
+            | Op::Adopt { .. }
             | Op::Attached { .. }
             | Op::Cancel { .. }
             | Op::Delete { .. }
@@ -418,6 +423,9 @@ fn plan(batch: &mut Batch<'_>, op: Op, client: &UnixStream) -> Result<Reply, Err
         Op::Reserve(request) => Reply::Answer(Answer::Grant(batch.reserve(&request)?)),
         Op::Import { network, directory, sets } => {
             Reply::Answer(Answer::Notices(batch.import(&network, &directory, &sets)?))
+        }
+        Op::Adopt { network, attachments, cursors, unknown } => {
+            Reply::Answer(Answer::Notices(batch.adopt(&network, &attachments, &cursors, &unknown)))
         }
         Op::Attached { owner, generation, finished } => {
             batch.attached(&owner, generation, finished.as_deref())?;
