@@ -7,6 +7,7 @@
 //! [`cluster`] is what nodes tell each other and what a node makes of it. It is pure, like what decides on the kernel's
 //! state. A [`store`] is where nodes meet.
 
+pub mod adoption;
 pub mod claims;
 pub mod cluster;
 pub mod config;
