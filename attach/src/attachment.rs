@@ -232,7 +232,33 @@ pub struct Attachment {
     pub traffic: Option<Traffic>,
 }
 
+impl fmt::Display for PodName {
+    /// `namespace/name`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// An [`Attachment`] for people: `pod default/web (eth0 of container 3f9a on network podwire)`, without the pod where the
+/// runtime did not name one.
+#[derive(Debug, Clone, Copy)]
+pub struct Title<'a>(&'a Attachment);
+
+impl fmt::Display for Title<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0.pod {
+            Some(pod) => write!(f, "pod {pod} ({})", self.0.owner),
+            None => self.0.owner.fmt(f),
+        }
+    }
+}
+
 impl Attachment {
+    /// Whose it is, for people.
+    pub fn title(&self) -> Title<'_> {
+        Title(self)
+    }
+
     /// Whether the node's packet filter matters to it: it has rules of its own there, or addresses whose packets other
     /// programs' rules may drop.
     pub fn is_filtered(&self) -> bool {

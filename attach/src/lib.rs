@@ -19,7 +19,7 @@ pub use apply::{
     extension_drift, hold_bridge, node_id, observe_attachment, observe_given, observe_node,
     remove_unused_bridge, withdraw,
 };
-pub use attachment::{Attachment, NetworkId, Owner, OwnerId, PodAddress, PodName, Role};
+pub use attachment::{Attachment, NetworkId, Owner, OwnerId, PodAddress, PodName, Role, Title};
 pub use traffic::{
     IngressPolicy, Masquerade, PortAccess, PortMapping, Protocol, RateLimit, Shaping, Snat, SourceCheck,
     Traffic,

@@ -34,7 +34,7 @@ pub struct CachedResult {
     pub addresses: Vec<PodAddress>,
     /// The netns in which the result places the interface.
     pub netns: Option<String>,
-    /// The pod, where the runtime named it.
+    /// The pod, where the runtime named it in CNI_ARGS.
     pub pod: Option<PodName>,
 }
 
@@ -84,20 +84,23 @@ pub fn parse(bytes: &[u8]) -> Option<CachedResult> {
     let config = base64(cached.get("config")?.as_str()?)?;
     let result = cached.get("result")?;
     let (addresses, netns) = addresses(result, &owner.ifname);
-    Some(CachedResult { kept_by: keeper(&config), owner, addresses, netns, pod: pod(&cached) })
+    Some(CachedResult { kept_by: keeper(&config), owner, addresses, netns, pod: pod(cached.get("cniArgs")) })
 }
 
-/// Of CNI_ARGS, which libcni keeps as pairs.
-fn pod(cached: &Value) -> Option<PodName> {
-    let pairs = cached.get("cniArgs")?.as_array()?;
-    let argument = |name: &str| {
-        let pair = pairs.iter().find(|pair| pair.get(0).and_then(Value::as_str) == Some(name))?;
-        pair.get(1)?.as_str().map(str::to_owned)
+/// The pod that `[["K8S_POD_NAMESPACE","default"],…]` names. Without both there is none.
+fn pod(args: Option<&Value>) -> Option<PodName> {
+    /// The longest name in Kubernetes: a DNS subdomain.
+    const LONGEST: usize = 253;
+    let args = args?.as_array()?;
+    let value = |key: &str| {
+        let pair = args.iter().find(|pair| pair.get(0).and_then(Value::as_str) == Some(key))?;
+        let value = pair.get(1)?.as_str()?;
+        (!value.is_empty() && value.len() <= LONGEST).then(|| value.to_owned())
     };
     Some(PodName {
-        namespace: argument("K8S_POD_NAMESPACE")?,
-        name: argument("K8S_POD_NAME")?,
-        uid: argument("K8S_POD_UID").unwrap_or_default(),
+        namespace: value("K8S_POD_NAMESPACE")?,
+        name: value("K8S_POD_NAME")?,
+        uid: value("K8S_POD_UID").unwrap_or_default(),
     })
 }
 
@@ -203,7 +206,7 @@ mod tests {
 
     fn cached(config: &str, result: &str) -> String {
         format!(
-            r#"{{"kind":"cniCacheV1","containerId":"c1","config":"{}","ifName":"eth0","networkName":"net","cniArgs":[["IgnoreUnknown","1"],["K8S_POD_NAMESPACE","shop"],["K8S_POD_NAME","web-0"]],"capabilityArgs":{{}},"result":{result}}}"#,
+            r#"{{"kind":"cniCacheV1","containerId":"c1","config":"{}","ifName":"eth0","networkName":"net","cniArgs":[["IgnoreUnknown","1"]],"capabilityArgs":{{}},"result":{result}}}"#,
             encode(config)
         )
     }
@@ -220,9 +223,25 @@ mod tests {
         assert_eq!(result.netns.as_deref(), Some("/run/netns/x"));
         let addresses: Vec<String> = result.addresses.iter().map(|a| a.address.to_string()).collect();
         assert_eq!(addresses, ["10.9.0.2/24", "fd00::2/64"]);
-        let pod = result.pod.expect("named");
-        assert_eq!((pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_str()), ("shop", "web-0", ""));
         assert_eq!(result.addresses[0].gateway, Some("10.9.0.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn the_pod_is_named_by_the_runtimes_arguments() {
+        let pod = |args: &str| {
+            let text = cached(r#"{"type":"podwire"}"#, ONE).replace(r#"[["IgnoreUnknown","1"]]"#, args);
+            parse(text.as_bytes()).expect("libcni's").pod
+        };
+        let named = r#"[["IgnoreUnknown","1"],["K8S_POD_NAMESPACE","default"],["K8S_POD_NAME","web"],["K8S_POD_UID","u"]]"#;
+        let web = |uid: &str| PodName { namespace: "default".into(), name: "web".into(), uid: uid.into() };
+        assert_eq!(pod(named), Some(web("u")));
+        assert_eq!(pod(&named.replace("K8S_POD_UID", "other")), Some(web("")));
+        let long = format!(r#"[["K8S_POD_NAMESPACE","a"],["K8S_POD_NAME","{}"]]"#, "a".repeat(254));
+        for args in
+            [r#"[["K8S_POD_NAME","web"]]"#, r#"[["K8S_POD_NAMESPACE",7],["K8S_POD_NAME"]]"#, "7", &long]
+        {
+            assert_eq!(pod(args), None, "{args}");
+        }
     }
 
     #[test]

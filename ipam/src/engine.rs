@@ -387,7 +387,7 @@ impl Engine {
         for attachment in &found.attachments {
             self.notices.push(format!(
                 "the interface of {} had no lease; it has been given one for the addresses on it",
-                attachment.owner
+                attachment.title()
             ));
         }
         self.notices.extend(notices);

@@ -3,8 +3,9 @@
 //! The alias of a host veth names its owner and its addresses. So a link whose owner has no lease, whether the store
 //! was lost or a part of it, gets its lease back, and a lost store is nothing worse than a slow first use.
 //!
-//! An alias has room for 255 bytes. Where the names were cut, libcni's cache tells them; failing that the addresses
-//! are kept as those of an unknown owner, for as long as the link is there and two GC passes longer.
+//! An alias has room for 255 bytes, and none for the pod's name. libcni's cache tells that, and the names that were cut;
+//! failing that the addresses are kept as those of an unknown owner, for as long as the link is there and two GC passes
+//! longer.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -38,7 +39,7 @@ struct Orphan<'l> {
     alias: LinkAlias,
 }
 
-/// Links of ours without a lease. `cached` is asked only if there is one whose alias is cut.
+/// Links of ours without a lease. `cached` is asked only if there is one.
 pub(crate) fn orphans(
     pool: &Pool,
     links: &[Link],
@@ -53,11 +54,11 @@ pub(crate) fn orphans(
         .filter(|Orphan { link, alias }| link.name == alias.owner_id.link_name())
         .filter(|orphan| pool.lease(orphan.alias.owner_id).is_none())
         .collect();
-    let cached: BTreeMap<OwnerId, CachedResult> = if orphans.iter().any(|orphan| !orphan.alias.whole) {
-        cached().into_iter().map(|result| (result.owner.id(), result)).collect()
-    } else {
-        BTreeMap::new()
-    };
+    if orphans.is_empty() {
+        return Found::default();
+    }
+    let cached: BTreeMap<OwnerId, CachedResult> =
+        cached().into_iter().map(|result| (result.owner.id(), result)).collect();
     let bridges: BTreeMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
     // A pod that may do so gives itself any address. What another's alias says counts for more.
     let said: BTreeMap<(NetworkId, IpAddr), OwnerId> = orphans
@@ -87,6 +88,7 @@ pub(crate) fn orphans(
                 attachment.bridge =
                     link.controller.and_then(|index| bridges.get(&index)).map(|name| (*name).to_owned());
                 attachment.netns = remembered.and_then(|result| result.netns.clone()).unwrap_or_default();
+                attachment.pod = remembered.and_then(|result| result.pod.clone());
                 found.attachments.push(attachment);
             }
             None => {
@@ -122,6 +124,7 @@ pub(crate) fn remembered(pool: &Pool, links: &Found, cached: &[CachedResult]) ->
                 let mut attachment = attachment(result.owner.clone(), result.addresses.clone());
                 attachment.netns = result.netns.clone().unwrap_or_default();
                 attachment.netns_identity = netns.identity().ok();
+                attachment.pod.clone_from(&result.pod);
                 found.attachments.push(attachment);
             }
         }

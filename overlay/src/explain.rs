@@ -27,7 +27,7 @@ mod filter;
 mod path;
 mod text;
 
-pub use ends::{End, ResolveError, resolve};
+pub use ends::{End, ResolveError, find, resolve};
 pub use text::text;
 
 /// The alias of the devices that are podwire's.
@@ -317,8 +317,16 @@ fn repaired(by_hand: &str, has_agent: bool) -> String {
 /// A pod's name for people.
 pub(crate) fn pod_name(pod: &PodStatus) -> String {
     match (&pod.namespace, &pod.name) {
-        (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+        (Some(_), Some(_)) => handle(pod),
         _ => format!("container {}", pod.container),
+    }
+}
+
+/// By what [`find`] finds it: `namespace/name`, or its container's id where the runtime named no pod.
+pub fn handle(pod: &PodStatus) -> String {
+    match (&pod.namespace, &pod.name) {
+        (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+        _ => pod.container.clone(),
     }
 }
 

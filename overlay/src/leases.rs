@@ -72,7 +72,7 @@ pub fn table(leases: &[Lease]) -> Table {
             Role::Main => "",
             Role::Chained => " (chained)",
         };
-        let pod = attachment.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name));
+        let pod = attachment.pod.as_ref().map(ToString::to_string);
         let tone = if lease.state == LeaseState::Attached { Tone::Plain } else { Tone::Warning };
         table.row([
             attachment.owner.network.as_str().into(),
@@ -166,19 +166,19 @@ pub fn check(leases: &[Lease], links: &[Link], boot_id: &str) -> Vec<Disagreemen
     let mut holders: BTreeMap<(&str, IpAddr), Vec<String>> = BTreeMap::new();
     for lease in leases {
         let attachment = &lease.attachment;
-        let owner = attachment.owner.to_string();
+        let (owner, title) = (attachment.owner.to_string(), attachment.title());
         for address in &attachment.addresses {
             let key = (attachment.owner.network.as_str(), address.address.ip());
-            holders.entry(key).or_default().push(owner.clone());
+            holders.entry(key).or_default().push(title.to_string());
         }
         if lease.boot_id != boot_id {
-            let message = format!("the lease of {owner} is of an earlier boot");
+            let message = format!("the lease of {title} is of an earlier boot");
             let advice = "it ends at the next ADD, or when the agent starts";
             say(DisagreementKind::OtherBoot, owner, message, advice);
             continue;
         }
         if lease.state == LeaseState::Deleting {
-            let message = format!("the DEL of {owner} has begun and has not come to its end");
+            let message = format!("the DEL of {title} has begun and has not come to its end");
             let advice = "the agent ends it; without one, `podwirectl ipam gc` does";
             say(DisagreementKind::Unfinished, owner.clone(), message, advice);
         }
@@ -186,7 +186,7 @@ pub fn check(leases: &[Lease], links: &[Link], boot_id: &str) -> Vec<Disagreemen
         let link = by_name.get(name.as_str());
         match link {
             None if lease.state == LeaseState::Attached => {
-                let message = format!("interface {name} of {owner} is gone, and its lease is not");
+                let message = format!("interface {name} of {title} is gone, and its lease is not");
                 let advice = "`podwirectl ipam gc` ends the lease; the agent does within some minutes";
                 say(DisagreementKind::NoInterface, owner, message, advice);
             }
@@ -198,7 +198,7 @@ pub fn check(leases: &[Lease], links: &[Link], boot_id: &str) -> Vec<Disagreemen
                 };
                 if let Some(other) = said.iter().find(|address| !has(address)) {
                     let message =
-                        format!("interface {name} says {other}, which is not in the lease of {owner}");
+                        format!("interface {name} says {other}, which is not in the lease of {title}");
                     let advice = "delete the pod: what it uses is not what is recorded";
                     say(DisagreementKind::OtherAddresses, owner, message, advice);
                 }

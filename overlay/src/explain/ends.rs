@@ -68,14 +68,42 @@ fn ends(text: &str, pods: &[PodStatus]) -> Result<Vec<End>, ResolveError> {
         let pod = pods.iter().find(|pod| pod.addresses.iter().any(|own| own.ip() == address));
         return Ok(vec![End { address, pod: pod.cloned() }]);
     }
-    let is_name = |pod: &&PodStatus| {
+    let found = find(text, pods)?;
+    // A pod with several interfaces: the first one that has a family is meant.
+    let mut ends: Vec<End> = Vec::new();
+    for pod in &found {
+        for address in &pod.addresses {
+            let address = address.ip();
+            if ends.iter().all(|end| end.address.is_ipv4() != address.is_ipv4()) {
+                ends.push(End { address, pod: Some((*pod).clone()) });
+            }
+        }
+    }
+    if ends.is_empty() {
+        let name = found.first().map(|pod| pod_name(pod)).unwrap_or_default();
+        return Err(ResolveError::WithoutAddress(name));
+    }
+    Ok(ends)
+}
+
+/// The interfaces of the one pod of this node that somebody named: by an address, `namespace/name`, a name, or the beginning
+/// of its container's id. Never none.
+///
+/// # Errors
+/// See [`ResolveError`].
+pub fn find<'p>(text: &str, pods: &'p [PodStatus]) -> Result<Vec<&'p PodStatus>, ResolveError> {
+    let address = text.parse::<IpAddr>().ok();
+    let is_named = |pod: &&PodStatus| {
+        if let Some(address) = address {
+            return pod.addresses.iter().any(|own| own.ip() == address);
+        }
         let name = pod.name.as_deref();
         match text.split_once('/') {
             Some((namespace, wanted)) => pod.namespace.as_deref() == Some(namespace) && name == Some(wanted),
             None => name == Some(text) || pod.container == text,
         }
     };
-    let mut found: Vec<&PodStatus> = pods.iter().filter(is_name).collect();
+    let mut found: Vec<&PodStatus> = pods.iter().filter(is_named).collect();
     if found.is_empty() && text.len() >= SHORTEST_ID {
         found = pods.iter().filter(|pod| pod.container.starts_with(text)).collect();
     }
@@ -86,15 +114,5 @@ fn ends(text: &str, pods: &[PodStatus]) -> Result<Vec<End>, ResolveError> {
         let names: Vec<String> = found.iter().take(FEW).map(|pod| pod_name(pod)).collect();
         return Err(ResolveError::Ambiguous { what: text.to_owned(), names: names.join(", ") });
     }
-    // A pod with several interfaces: the first one that has a family is meant.
-    let mut ends: Vec<End> = Vec::new();
-    for pod in found.iter().copied() {
-        for address in &pod.addresses {
-            let address = address.ip();
-            if ends.iter().all(|end| end.address.is_ipv4() != address.is_ipv4()) {
-                ends.push(End { address, pod: Some(pod.clone()) });
-            }
-        }
-    }
-    if ends.is_empty() { Err(ResolveError::WithoutAddress(pod_name(first))) } else { Ok(ends) }
+    Ok(found)
 }

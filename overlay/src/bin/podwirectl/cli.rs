@@ -83,6 +83,8 @@ pub(crate) enum Command {
     /// reached.
     Nodes(Nodes),
     /// List this node's pods
+    ///
+    /// Of all namespaces, unless one is named. With a pod: only its interfaces, exit code 2 if there is none.
     Pods(Pods),
     /// Look at the addresses of this node's pods, and put them in order
     #[command(subcommand)]
@@ -134,9 +136,25 @@ pub(crate) struct Nodes {
 
 #[derive(Debug, Args)]
 pub(crate) struct Pods {
+    /// Only this one: NAMESPACE/NAME, a pod's name, an address, or the beginning of a container's id
+    #[arg(value_name = "POD|IP")]
+    pub(crate) pod: Option<String>,
+
+    /// Those of all namespaces, which are listed anyway
+    #[arg(long, short = 'A', conflicts_with = "namespace")]
+    pub(crate) all_namespaces: bool,
+
+    /// Only those of this Kubernetes namespace
+    #[arg(long, short = 'n', value_name = "NAME")]
+    pub(crate) namespace: Option<String>,
+
     /// Only those of this network
     #[arg(long, value_name = "NAME")]
     pub(crate) network: Option<String>,
+
+    /// Only their names, a line for each: for completions
+    #[arg(long, hide = true, conflicts_with = "pod")]
+    pub(crate) names: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -317,5 +335,16 @@ mod tests {
     fn options_may_stand_behind_the_command() {
         let cli = Cli::try_parse_from(["podwirectl", "ipam", "show", "--json", "--state-dir", "/s"]).unwrap();
         assert!(cli.json() && cli.dirs().state == *"/s");
+    }
+
+    #[test]
+    fn pods_are_asked_for_as_kubectl_is() {
+        for words in
+            ["-A", "--all-namespaces", "-n kube-system", "--namespace=a default/web", "default/web", ""]
+        {
+            let words = ["podwirectl", "pods"].into_iter().chain(words.split_whitespace());
+            assert!(matches!(Cli::try_parse_from(words).unwrap().command, Command::Pods(_)));
+        }
+        assert!(Cli::try_parse_from(["podwirectl", "pods", "-A", "-n", "a"]).is_err());
     }
 }

@@ -3,6 +3,7 @@
 mod agent;
 mod cli;
 mod cluster;
+mod completions;
 mod doctor;
 mod explain;
 mod ipam;
@@ -14,7 +15,7 @@ mod trace;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::Parser;
 
 use cli::{Cli, Command};
 use output::{Failure, Output, Verdict};
@@ -46,9 +47,7 @@ fn run(cli: &Cli, output: &Output) -> Result<Verdict, Failure> {
         Command::Node(command) => cluster::node(&dirs, command, output),
         Command::Cluster(command) => cluster::run(&dirs, command, output),
         Command::Completions { shell } => {
-            let mut text = Vec::new();
-            clap_complete::generate(*shell, &mut Cli::command(), "podwirectl", &mut text);
-            output.raw(&String::from_utf8_lossy(&text))?;
+            output.raw(&completions::script(*shell))?;
             Ok(Verdict::Fine)
         }
     }

@@ -7,8 +7,9 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use podwire_ipam::Dirs;
 use podwire_overlay::cluster::{Encapsulation, IpFamily};
+use podwire_overlay::explain;
 use podwire_overlay::leases::few;
-use podwire_overlay::status::{PeerState, PeerStatus, ProbeStatus, Severity, Status, StoreState};
+use podwire_overlay::status::{PeerState, PeerStatus, PodStatus, ProbeStatus, Severity, Status, StoreState};
 use podwire_overlay::terminal::{Cell, Style, Table, Tone, duration, harmless};
 
 use crate::agent::Agent;
@@ -273,9 +274,33 @@ fn node_text(peer: &PeerStatus, style: Style) -> String {
     text.split_once('\n').map_or_else(String::new, |(_, rows)| rows.to_owned())
 }
 
+/// A line for each pod. Shells take them apart, and runtimes may name pods as they like: those that Kubernetes would not
+/// allow are left out.
+fn names(pods: &[PodStatus]) -> String {
+    let is_plain = |name: &String| {
+        name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'/'))
+    };
+    let mut names: Vec<String> = pods.iter().map(explain::handle).filter(is_plain).collect();
+    names.dedup();
+    names.iter().map(|name| format!("{name}\n")).collect()
+}
+
 pub(crate) fn pods(dirs: &Dirs, options: &cli::Pods, output: &Output) -> Result<Verdict, Failure> {
     let mut pods = node::pods(dirs)?;
     pods.retain(|pod| options.network.as_ref().is_none_or(|network| *network == pod.network));
+    if let Some(namespace) = &options.namespace {
+        pods.retain(|pod| pod.namespace.as_ref() == Some(namespace));
+    }
+    // Pods without a name first, then as `kubectl get pods -A` has them.
+    pods.sort_by(|a, b| (&a.namespace, &a.name, &a.ifname).cmp(&(&b.namespace, &b.name, &b.ifname)));
+    if options.names {
+        output.raw(&names(&pods))?;
+        return Ok(Verdict::Fine);
+    }
+    if let Some(wanted) = &options.pod {
+        let found = explain::find(wanted, &pods).map_err(|error| Failure::usage(error.to_string()))?;
+        pods = found.into_iter().cloned().collect();
+    }
     if output.json {
         output.value(&pods)?;
         return Ok(Verdict::Fine);

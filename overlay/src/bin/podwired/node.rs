@@ -289,7 +289,7 @@ impl Pods {
             } else {
                 pods.outside.1 += 1;
                 if pods.outside.0.len() < FEW {
-                    pods.outside.0.push(lease.attachment.owner.to_string());
+                    pods.outside.0.push(lease.attachment.title().to_string());
                 }
             }
         }

@@ -294,7 +294,7 @@ impl Keeper {
             if let Err(error) = self.with_nft(|nft| remove_rules(nft, lease))
                 && !had_no_rules(lease, &error)
             {
-                failed.push(format!("remove the rules of {}: {error}", lease.attachment.owner));
+                failed.push(format!("remove the rules of {}: {error}", lease.attachment.title()));
             }
         }
         step("agent-rules-removed");

@@ -287,7 +287,12 @@ async fn delete(
     };
     let removed = take_down(service, slot, &ours, links).await.and(not_found);
     if let Err(failure) = removed {
-        tracing::error!(%owner, "{}; its lease stays", failure.msg);
+        match ours.first() {
+            Some(lease) => {
+                tracing::error!(owner = %lease.attachment.title(), "{}; its lease stays", failure.msg);
+            }
+            None => tracing::error!(%owner, "{}", failure.msg),
+        }
         return Err(failure);
     }
     finish_all(service, &ours);
@@ -392,7 +397,7 @@ pub(crate) async fn finish(service: Service, mut unfinished: mpsc::UnboundedRece
             // Another plugin's interface is for its DEL to remove.
             Leftover::Deleting(lease) if is_for_us(&lease) => {
                 if let Err(error) = finish_one(&service, &lease).await {
-                    tracing::error!(owner = %lease.attachment.owner, "{}; its lease stays", error.msg);
+                    tracing::error!(owner = %lease.attachment.title(), "{}; its lease stays", error.msg);
                 }
             }
             Leftover::Deleting(_) => {}
@@ -424,7 +429,7 @@ async fn finish_one(service: &Service, lease: &Lease) -> Result<(), Failure> {
     if !service.writer.is_deleting(lease).await {
         return Ok(());
     }
-    tracing::info!(%owner, "finishing a DEL that was begun");
+    tracing::info!(owner = %lease.attachment.title(), "finishing a DEL that was begun");
     take_down(service, slot, std::slice::from_ref(lease), links).await?;
     service.writer.send(Task::Finish(vec![(owner.id(), lease.generation)]));
     Ok(())

@@ -372,7 +372,7 @@ impl State {
                         self.upcoming.rules.changed(Cause::Ended);
                     }
                     for lease in swept.released {
-                        tracing::info!(owner = %lease.attachment.owner, "lease ended: its interface is gone");
+                        tracing::info!(owner = %lease.attachment.title(), "lease ended: its interface is gone");
                     }
                     for lease in swept.unfinished {
                         let _ = self.unfinished.send(Leftover::Deleting(Box::new(lease)));
