@@ -15,6 +15,10 @@ use crate::route::{PROTOCOL_RA, RouteFilter};
 
 const ROOT: &str = "/proc/sys";
 
+/// Where a container may have the node's own: runtimes mount its /proc/sys read-only, and refuse mounts below /proc.
+/// Whatever it was mounted from, it shows the namespace of the thread that looks.
+const OF_NODE: &str = "/host/proc/sys";
+
 /// The value of a sysctl, without the line's end. Names are paths, such as `net/ipv4/conf/eth0.7/arp_notify`: a
 /// link's name may contain a dot.
 ///
@@ -26,15 +30,19 @@ pub fn read(name: &str) -> Result<String> {
     Ok(text.trim_end().to_owned())
 }
 
-/// Gives a sysctl a value unless it has it, so that a read-only /proc/sys with the right values does. Says whether
-/// it wrote.
+/// Gives a sysctl a value unless it has it, so that a read-only /proc/sys with the right values does; otherwise it is
+/// written below /host/proc/sys, where a container may have the node's. Says whether it wrote.
 ///
 /// # Errors
-/// There is no such sysctl, it does not take the value (EINVAL), or /proc/sys is read-only (EROFS).
+/// There is no such sysctl, it does not take the value (EINVAL), or both places are read-only (EROFS).
 pub fn write(name: &str, value: &str) -> Result<bool> {
     const OP: &str = "write sysctl";
     let path = path(OP, name)?;
     let failed = |e| Error { detail: Some(format!("value {value:?}")), ..Error::io(OP, name, &e) };
+    let write_only = |path: &Path| {
+        let file = fs::File::options().write(true).open(path)?;
+        file.write_all_at(value.as_bytes(), 0)
+    };
     // Not fs::write, which would ask procfs to create and truncate. One descriptor for both: an ADD sets some five.
     match fs::File::options().read(true).write(true).open(&path) {
         Ok(file) => {
@@ -54,11 +62,16 @@ pub fn write(name: &str, value: &str) -> Result<bool> {
             if fs::read_to_string(&path).is_ok_and(|old| old.trim_end() == value) {
                 return Ok(false);
             }
-            if refused.kind() != io::ErrorKind::PermissionDenied {
-                return Err(failed(refused));
-            }
-            let file = fs::File::options().write(true).open(&path).map_err(failed)?;
-            file.write_all_at(value.as_bytes(), 0).map_err(failed)?;
+            let written = match refused.kind() {
+                io::ErrorKind::PermissionDenied => write_only(&path),
+                // Where nothing is mounted, what was refused first is what is wrong.
+                io::ErrorKind::ReadOnlyFilesystem => match write_only(&Path::new(OF_NODE).join(name)) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Err(refused),
+                    written => written,
+                },
+                _ => Err(refused),
+            };
+            written.map_err(failed)?;
             Ok(true)
         }
     }

@@ -166,6 +166,17 @@ pub(crate) enum Command {
     /// store of addresses and the node's identity stay; so does its part in a cluster that meets in etcd, which
     /// "podwirectl node rm" on another node ends.
     Cleanup,
+    /// Put the programs that lie beside this one into a directory of a node
+    ///
+    /// For the init container of a Kubernetes node: podwire, podwire-ipam, podwired and podwirectl, each in one step, so that a
+    /// runtime never starts half a program; podwire-tuning, which is podwire under that name; and loopback, which every pod needs,
+    /// where there is none. What is the same already is left, and nothing is removed. The agent writes the CNI configuration
+    /// later, when the node can serve pods.
+    Install {
+        /// The directory where the runtime looks for CNI plugins, /opt/cni/bin on most nodes. It is made if need be
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+    },
     /// Print the completions for a shell
     ///
     /// For bash: podwired completions bash > /etc/bash_completion.d/podwired

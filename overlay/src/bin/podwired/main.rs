@@ -8,6 +8,7 @@ mod cluster;
 mod commands;
 mod control;
 mod counts;
+mod install;
 mod links;
 mod log;
 mod node;
@@ -51,6 +52,7 @@ fn run(cli: cli::Cli) -> Result<(), String> {
         }
         cli::Command::Check(options) => check::check(&cli, &options),
         cli::Command::Cleanup => commands::cleanup(&settings()?.config),
+        cli::Command::Install { to } => install::install(&to),
         cli::Command::Completions { shell } => commands::completions(shell),
     }
 }
