@@ -11,6 +11,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("podwire runs on Linux only");
 
+pub mod apiserver;
 pub mod cases;
 pub mod chain;
 pub mod cluster;
