@@ -5,12 +5,14 @@
 //! pods, whose packets this node would masquerade as its own, can neither send any to it nor to other nodes.
 //!
 //! ```text
-//! prerouting (raw)  udp, to one of our ports, to this node ─▶ from-nodes:  by a pods' link, or no node's? dropped
-//!                                                                          else not tracked
+//! prerouting (raw)  udp, to one of our ports ─▶ from-nodes:  by no pods' link, from a node? not tracked
+//!                                                            else, to this node? dropped
 //! output (raw)      udp, to one of our ports ─▶ not tracked
 //! forward           udp, to one of our ports ─▶ to-nodes:    to a node, and not from one? dropped
 //! ```
 //! Each flow between pods has another outer source port, so without `notrack` each is another tracked connection.
+//! Whether a packet is for this node is asked last, because that is a look into the routes: what nodes send to each other by
+//! way of this one is not tracked either.
 //!
 //! The chains never change; ports, nodes and links are elements of sets. If a chain or a set is not as it should be,
 //! the table is made anew in one transaction, which no packet sees half done; else elements alone are put in and out.
@@ -23,7 +25,7 @@ use podwire_attach::rules::matches::{
 };
 use podwire_kernel::nft::{
     self, Base, Batch, Chain, ChainKind, DataType, Element, Expr, FIB_DESTINATION, FIB_LOCAL, FibResult,
-    Hook, MetaKey, Nft, Place, Policy, Rule, Set, TableContent, TableRef, ifname,
+    Hook, MetaKey, Nft, Place, Policy, Rule, Set, TableContent, TableRef, Verdict, ifname,
 };
 use podwire_kernel::{Error, Family};
 
@@ -31,13 +33,14 @@ use podwire_kernel::{Error, Family};
 pub const TABLE: TableRef<'static> = TableRef::new(nft::Family::Inet, "podwire-node");
 
 /// Stands in the table's comment, and changes with what this file makes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const PORTS: &str = "ports";
 const PEERS4: &str = "peers4";
 const PEERS6: &str = "peers6";
 const INSIDE: &str = "inside";
 const FROM_NODES: &str = "from-nodes";
+const FROM_PODS: &str = "from-pods";
 const TO_NODES: &str = "to-nodes";
 
 /// How often a transaction is tried while others change the tables.
@@ -291,11 +294,15 @@ fn chains() -> Vec<(Chain, Vec<Rule>)> {
         (Chain { name: name.to_owned(), base: Some(base), comment: None }, rules)
     };
     let plain = |name: &str, rules| (Chain { name: name.to_owned(), ..Chain::default() }, rules);
-    let fib = Expr::Fib { flags: FIB_DESTINATION, result: FibResult::AddressType, to: KEY };
-    let to_this_node = vec![fib, Expr::eq(KEY, FIB_LOCAL.to_ne_bytes()), Expr::jump(FROM_NODES)];
     vec![
-        base("prerouting", Hook::Prerouting, RAW, vec![Rule::new([to_our_ports(), to_this_node].concat())]),
+        base(
+            "prerouting",
+            Hook::Prerouting,
+            RAW,
+            vec![Rule::new([to_our_ports(), vec![Expr::jump(FROM_NODES)]].concat())],
+        ),
         plain(FROM_NODES, from_nodes()),
+        plain(FROM_PODS, vec![dropped(to_this_node(), "pods send no VXLAN")]),
         base("output", Hook::Output, RAW, vec![Rule::new([to_our_ports(), vec![Expr::Notrack]].concat())]),
         base(
             "forward",
@@ -315,6 +322,11 @@ fn to_our_ports() -> Vec<Expr> {
         load_destination_port(KEY),
         Expr::is_in(PORTS, KEY),
     ]
+}
+
+fn to_this_node() -> Vec<Expr> {
+    let fib = Expr::Fib { flags: FIB_DESTINATION, result: FibResult::AddressType, to: KEY };
+    vec![fib, Expr::eq(KEY, FIB_LOCAL.to_ne_bytes())]
 }
 
 fn by_pods_link() -> Vec<Expr> {
@@ -340,9 +352,10 @@ fn dropped(matches: Vec<Expr>, why: &str) -> Rule {
 fn from_nodes() -> Vec<Rule> {
     let untracked =
         |family| Rule::new([is_node(family, End::Source), vec![Expr::Notrack, accept()]].concat());
-    let mut rules = vec![dropped(by_pods_link(), "pods send no VXLAN")];
+    let from_pods = Expr::Verdict(Verdict::Goto(FROM_PODS.to_owned()));
+    let mut rules = vec![Rule::new([by_pods_link(), vec![from_pods]].concat())];
     rules.extend(FAMILIES.map(untracked));
-    rules.push(dropped(Vec::new(), "no node of the cluster"));
+    rules.push(dropped(to_this_node(), "no node of the cluster"));
     rules
 }
 
