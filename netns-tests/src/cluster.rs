@@ -26,6 +26,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::error::{LabError, Result};
+use crate::kubernetes::ControlPlane;
 use crate::lab::Lab;
 use crate::traffic::{Flow, Flows};
 use crate::underlay::{Families, Layout, Underlay};
@@ -75,6 +76,8 @@ pub enum Store {
     Peers,
     /// Where these lines of the agents' configuration say.
     Settings(String),
+    /// In the Kubernetes API. Each node of the cluster is made a Node of it, with the addresses and subnets of its number.
+    Kubernetes(ControlPlane),
 }
 
 impl Default for Options {

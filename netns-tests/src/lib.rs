@@ -21,6 +21,7 @@ mod error;
 pub mod etcd;
 pub mod faults;
 pub mod image;
+pub mod kubernetes;
 mod lab;
 mod netns;
 pub mod network;

@@ -44,10 +44,15 @@ impl Member {
         let no_plugins = options.no_plugins;
         let node = lab.node_with(&name, &NodeOptions { shared, no_plugins, ..NodeOptions::default() })?;
         let uplink = underlay.attach(&node, number)?;
-        let member = Self { agent: None, uplink, node, name, number, variables: Vec::new() };
+        let mut member = Self { agent: None, uplink, node, name, number, variables: Vec::new() };
         let store = match &options.store {
             Store::Peers => String::new(),
             Store::Settings(lines) => lines.clone(),
+            Store::Kubernetes(control_plane) => {
+                control_plane.admit(&member, underlay, options)?;
+                member.variables = control_plane.variables();
+                control_plane.agent_settings(options)
+            }
         };
         member.configure(&store, &options.agent)?;
         Ok(member)

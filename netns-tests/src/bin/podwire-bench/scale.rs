@@ -14,10 +14,10 @@ use crate::rows::Size;
 use crate::stage;
 
 /// How long an agent may take for anything.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// Before nearly all other programs of the machine, so that these hardly count.
-const FIRST: [&str; 3] = ["nice", "-n", "-20"];
+pub(crate) const FIRST: [&str; 3] = ["nice", "-n", "-20"];
 
 /// One node that has an agent, and the peers that it is told of.
 struct Crowd {
@@ -247,14 +247,14 @@ pub(crate) fn standing(size: &Size, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn cpu_seconds(pid: u32) -> Result<f64> {
+pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     let stat = read(format!("/proc/{pid}/stat"))?;
     let after = stat.rsplit(") ").next().unwrap_or_default();
     let ticks: f64 = after.split(' ').skip(11).take(2).filter_map(|word| word.parse::<f64>().ok()).sum();
     Ok(ticks / 100.0)
 }
 
-fn memory(pid: u32, key: &str) -> Result<f64> {
+pub(crate) fn memory(pid: u32, key: &str) -> Result<f64> {
     let status = read(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
     let kib: f64 = line.trim().trim_end_matches(" kB").parse().map_err(LabError::because(key.to_owned()))?;
