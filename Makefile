@@ -31,6 +31,10 @@ build: ## Build the release programs, static, into dist/
 	@scripts/build
 	@ls -l $(programs) | awk '{ printf "%-20s %.1f MiB\n", $$NF, $$5 / 1048576 }'
 
+.PHONY: image
+image: build ## Make the container image for Kubernetes from dist/, dist/podwire-image.tar (IMAGE: its name)
+	@scripts/build-image
+
 .PHONY: demo
 demo: ## Run pods on two nodes of their own (NODES=3: three; STORE=etcd), break things, show what happens
 	@scripts/set-up demo

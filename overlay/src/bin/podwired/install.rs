@@ -131,7 +131,7 @@ mod tests {
         let place = Place::new();
         let first = place.install().unwrap();
         assert!(first.iter().all(|line| line.starts_with("installed: ")), "{first:?}");
-        let all = ["loopback", "podwire", "podwire-ipam", "podwire-tuning", "podwired", "podwirectl"];
+        let all = ["loopback", "podwire", "podwire-ipam", "podwire-tuning", "podwirectl", "podwired"];
         assert_eq!(place.names(), all);
         for (name, content) in
             [("podwire", "podwire 1"), ("podwire-tuning", "podwire 1"), ("loopback", "podwire 1")]
