@@ -96,6 +96,16 @@ pub enum Store {
     Etcd(Box<Etcd>),
 }
 
+impl Store {
+    /// Its name in the configuration.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::File { .. } => "file",
+            Self::Etcd(_) => "etcd",
+        }
+    }
+}
+
 /// See [`Config::overlay`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overlay {

@@ -146,6 +146,13 @@ pub fn rivals(own: &Path, network: &str) -> io::Result<Vec<Rival>> {
     Ok(others.filter_map(|path| rival(path, own, network)).collect())
 }
 
+/// Whether a configuration, of one plugin or a list of them, has a plugin of that type. PURE.
+pub fn has_plugin(configuration: &Value, name: &str) -> bool {
+    let is = |plugin: &Value| plugin.get("type").and_then(Value::as_str) == Some(name);
+    let list = configuration.get("plugins").and_then(Value::as_array);
+    is(configuration) || list.is_some_and(|plugins| plugins.iter().any(is))
+}
+
 /// The endings that libcni looks for.
 fn is_configuration(path: &Path) -> bool {
     let ending = path.extension().and_then(|ending| ending.to_str());

@@ -22,6 +22,7 @@ use crate::status::{PeerStatus, Severity, Status};
 mod agent;
 mod filter;
 mod host;
+mod kubernetes;
 mod overlay;
 mod text;
 
@@ -70,12 +71,18 @@ pub struct Facts {
     pub tables: Vec<String>,
     /// In which families legacy iptables drops what is forwarded from or to the bridge.
     pub legacy_drops: Vec<Family>,
+    /// In which families it drops what comes in to a port of the tunnel, and the port.
+    pub legacy_tunnel_drops: Vec<(Family, u16)>,
     /// Sysctls that are looked at, by name; those that are not there are missing.
     pub sysctls: BTreeMap<String, String>,
     /// Links whose checksums the kernel computes itself, though they could be left to the link.
     pub without_offload: Vec<String>,
     /// Whether systemd-networkd runs, and what its configuration says of `ManageForeignRoutes`.
     pub networkd: Option<Networkd>,
+    /// Whether the agent's configuration says that nodes meet in Kubernetes.
+    pub is_kubernetes: bool,
+    /// What there is of flannel beside its links.
+    pub flannel: Flannel,
     /// CNI configurations that keep runtimes from podwire's.
     pub rivals: Vec<String>,
     /// Where leases and interfaces do not agree.
@@ -88,6 +95,15 @@ pub struct Facts {
     pub release: String,
     /// What could not be read, and why.
     pub unread: Vec<String>,
+}
+
+/// See [`Facts::flannel`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Flannel {
+    /// The ids of its running programs.
+    pub processes: Vec<u32>,
+    /// CNI configurations of its plugin.
+    pub conflists: Vec<String>,
 }
 
 /// See [`Facts::networkd`].
@@ -133,6 +149,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     overlay::examine(facts, &mut all);
     filter::examine(facts, &mut all);
     host::examine(facts, &mut all);
+    kubernetes::examine(facts, &mut all);
     let mut all = all.0;
     all.sort();
     all.dedup();

@@ -371,6 +371,8 @@ impl Member {
     /// The store, for people and programs.
     pub fn store_status(&self, now: BootTime) -> StoreStatus {
         StoreStatus {
+            // The agent's configuration says it.
+            kind: String::new(),
             description: self.store.clone(),
             state: self.state,
             why: self.why.clone(),

@@ -40,6 +40,8 @@ pub struct Status {
     pub subnets: Vec<IpNetwork>,
     /// See [`NodeRecord::generation`].
     pub generation: u64,
+    /// See [`Membership::addresses`](crate::store::Membership::addresses).
+    pub store_addresses: Vec<IpAddr>,
     /// The settings that all nodes share, as last heard.
     pub config: Option<ClusterConfig>,
     /// The segments that this node receives.
@@ -92,6 +94,8 @@ pub enum Severity {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct StoreStatus {
+    /// What it is: `file`, `etcd` or `kubernetes`.
+    pub kind: String,
     /// Its name and where it is: `etcd at https://10.0.0.1:2379`.
     pub description: String,
     /// Whether it answers.

@@ -14,6 +14,8 @@ mod events;
 #[cfg(test)]
 mod lab;
 #[cfg(test)]
+mod legacy;
+#[cfg(test)]
 mod links;
 #[cfg(test)]
 mod namespaces;

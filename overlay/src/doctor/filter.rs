@@ -29,6 +29,18 @@ pub(super) fn examine(facts: &Facts, findings: &mut Findings) {
             format!("{program} -I FORWARD -i {bridge} -j ACCEPT; {program} -I FORWARD -o {bridge} -j ACCEPT"),
         );
     }
+    for (family, port) in &facts.legacy_tunnel_drops {
+        let program = match family {
+            Family::V4 => "iptables-legacy",
+            Family::V6 => "ip6tables-legacy",
+        };
+        findings.error(
+            "tunnel-drop-legacy",
+            format!("legacy iptables drops {family} packets that come in to UDP port {port}, the tunnel's"),
+            "nothing comes from pods of other nodes",
+            format!("{program} -I INPUT -p udp --dport {port} -j ACCEPT, better with -s for the nodes' own network"),
+        );
+    }
     let Some(ruleset) = &facts.ruleset else { return };
     let Some(bridge) = facts.link(&facts.bridge) else { return };
     let mut found: Vec<Place> = Vec::new();

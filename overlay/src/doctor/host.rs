@@ -12,7 +12,7 @@ pub(super) fn examine(facts: &Facts, findings: &mut Findings) {
     advertisements(facts, findings);
     let calls =
         ["iptables", "ip6tables"].map(|name| facts.number(&format!("net/bridge/bridge-nf-call-{name}")));
-    if calls.contains(&Some(1)) {
+    if calls.contains(&Some(1)) && !facts.is_kubernetes {
         findings.note(
             "bridge-nf-call",
             "net.bridge.bridge-nf-call-* is 1: frames between pods of one bridge go through iptables and nftables",

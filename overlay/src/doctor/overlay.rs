@@ -98,7 +98,10 @@ fn foreign_vxlan(findings: &mut Findings, other: &Link) {
         "foreign-vxlan",
         format!("{} is another program's VXLAN device with VNI {vni} on port {port}", other.name),
         "the kernel has one device of a VNI and port: podwire's cannot be made, or gets none of the packets",
-        "remove it, or give the cluster another VNI: podwirectl cluster set vni=…",
+        match super::kubernetes::is_flannels(&other.name) {
+            true => "`podwirectl migrate flannel` takes it over while pods run",
+            false => "remove it, or give the cluster another VNI: podwirectl cluster set vni=…",
+        },
     );
 }
 

@@ -266,3 +266,62 @@ warning  node b\\u{1b}[2J is left out: it has another node's subnet [record-left
 "
     );
 }
+
+/// A node of a Kubernetes cluster on which all is well.
+fn kubernetes() -> Facts {
+    let mut facts = well();
+    facts.is_kubernetes = true;
+    facts.sysctls.insert("net/bridge/bridge-nf-call-iptables".to_owned(), "1".to_owned());
+    if let Some(status) = &mut facts.status {
+        status.store_addresses = vec!["192.168.0.1".parse().unwrap()];
+    }
+    facts
+}
+
+#[test]
+fn what_kubernetes_needs_is_looked_at_where_it_is_the_store() {
+    assert_eq!(codes(&kubernetes()), [""; 0]);
+    let mut facts = kubernetes();
+    facts.sysctls.insert("net/bridge/bridge-nf-call-iptables".to_owned(), "0".to_owned());
+    assert_eq!(codes(&facts), ["bridge-nf-call"]);
+    facts.sysctls.remove("net/bridge/bridge-nf-call-iptables");
+    assert_eq!(codes(&facts), ["bridge-nf-call"], "the module is not there");
+    facts.is_kubernetes = false;
+    assert_eq!(codes(&facts), [""; 0], "elsewhere it may be either");
+
+    let mut facts = kubernetes();
+    if let Some(status) = &mut facts.status {
+        status.store_addresses = vec!["203.0.113.7".parse().unwrap()];
+    }
+    assert_eq!(codes(&facts), ["node-address"]);
+
+    let mut facts = kubernetes();
+    facts.subnets = vec!["10.244.1.0/25".parse().unwrap()];
+    assert_eq!(codes(&facts), ["subnet"]);
+    facts.subnets = vec!["10.245.1.0/24".parse().unwrap()];
+    assert!(codes(&facts).contains(&"subnet".to_owned()));
+}
+
+#[test]
+fn what_is_left_of_flannel_is_named_until_it_is_podwires() {
+    let mut facts = kubernetes();
+    let mut device = link(9, "flannel.1", 1450);
+    device.vxlan = Some(Vxlan::new(9, 8472, None));
+    facts.links.push(device);
+    facts.flannel =
+        Flannel { processes: vec![4711], conflists: vec!["/etc/cni/net.d/10-flannel.conflist".to_owned()] };
+    let found = examine(&facts);
+    let texts: Vec<&str> = found.iter().map(|finding| finding.found.as_str()).collect();
+    assert_eq!(codes(&facts), ["flannel", "flannel", "flannel"]);
+    assert!(texts[0].contains("4711"), "what works against podwire comes first: {texts:?}");
+    // Taken over by name.
+    facts.flannel = Flannel::default();
+    facts.links.last_mut().unwrap().alias = Some(DEVICE_ALIAS.to_owned());
+    assert!(!codes(&facts).contains(&"flannel".to_owned()));
+}
+
+#[test]
+fn legacy_iptables_that_keeps_the_tunnel_out_is_named() {
+    let facts = Facts { legacy_tunnel_drops: vec![(Family::V4, 8472)], ..well() };
+    assert_eq!(codes(&facts), ["tunnel-drop-legacy"]);
+}

@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use podwire_ipam::Dirs;
+use podwire_kernel::link::Link;
 use podwire_kernel::nft::Nft;
 use podwire_kernel::route::RouteFilter;
 use podwire_kernel::{Family, Netlink, clock, legacy_iptables, offload, sysctl};
 use podwire_overlay::conflist;
-use podwire_overlay::doctor::{self, Facts, Networkd};
+use podwire_overlay::doctor::{self, Facts, Flannel, Networkd};
+use podwire_overlay::explain::DEVICE_ALIAS;
 use podwire_overlay::leases;
 use podwire_overlay::status::PodStatus;
+use serde_json::Value;
 
 use crate::cli;
 use crate::explain::ruleset;
@@ -66,13 +69,13 @@ fn gather(dirs: &Dirs, options: &cli::Doctor) -> Result<Facts, Failure> {
             Err(error) => unread.push(error.to_string()),
         }
     }
+    let legacy_tunnel_drops = legacy_tunnel_drops(&links, &mut unread);
     let ruleset = ruleset().map_err(|failure| unread.push(failure.text)).ok();
     let tables = Nft::open().and_then(|mut nft| nft.tables()).unwrap_or_default();
     let sysctls = doctor::sysctls(&links)
         .into_iter()
         .filter_map(|name| Some((name.clone(), sysctl::read(&name).ok()?)));
-    let ours =
-        links.iter().filter(|link| link.alias.as_deref() == Some(podwire_overlay::explain::DEVICE_ALIAS));
+    let ours = links.iter().filter(|link| link.alias.as_deref() == Some(DEVICE_ALIAS));
     let without_offload =
         ours.filter(|link| offload::tx_checksum(&link.name) == Ok(false)).map(|link| link.name.clone());
     let rivals = conflist::rivals(&options.conflist, NETWORK).map_err(|error| {
@@ -87,6 +90,13 @@ fn gather(dirs: &Dirs, options: &cli::Doctor) -> Result<Facts, Failure> {
         ruleset,
         tables: tables.iter().map(|found| format!("{} {}", found.object.family, found.object.name)).collect(),
         legacy_drops,
+        legacy_tunnel_drops,
+        is_kubernetes: known
+            .status
+            .as_ref()
+            .and_then(|status| status.store.as_ref())
+            .is_some_and(|store| store.kind == "kubernetes"),
+        flannel: flannel(&options.conflist),
         sysctls: sysctls.collect(),
         without_offload: without_offload.collect(),
         networkd: networkd(),
@@ -106,6 +116,41 @@ fn gather(dirs: &Dirs, options: &cli::Doctor) -> Result<Facts, Failure> {
         links,
         unread,
     })
+}
+
+/// For each of podwire's devices: whether legacy iptables lets its datagrams in.
+fn legacy_tunnel_drops(links: &[Link], unread: &mut Vec<String>) -> Vec<(Family, u16)> {
+    let ours = links.iter().filter(|link| link.alias.as_deref() == Some(DEVICE_ALIAS));
+    let mut drops = Vec::new();
+    for vxlan in ours.filter_map(|link| link.vxlan.as_ref()) {
+        let Some(local) = vxlan.local else { continue };
+        let family = Family::of(local);
+        match legacy_iptables::drops_received(family, vxlan.port) {
+            Ok(true) => drops.push((family, vxlan.port)),
+            Ok(false) => {}
+            Err(error) => unread.push(error.to_string()),
+        }
+    }
+    drops.dedup();
+    drops
+}
+
+/// What runs of flannel, and what its installation has written beside our conflist.
+fn flannel(conflist: &Path) -> Flannel {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+        let process: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let name = fs::read_to_string(entry.path().join("comm")).ok()?;
+        (name.trim() == "flanneld").then_some(process)
+    });
+    let mut processes: Vec<u32> = processes.collect();
+    processes.sort_unstable();
+    let directory = conflist.parent().unwrap_or(Path::new("/etc/cni/net.d"));
+    let configurations = ["conf", "conflist", "json"].into_iter().flat_map(|ending| files(directory, ending));
+    let conflists = configurations.filter(|path| {
+        let document = fs::read(path).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+        document.is_some_and(|document| conflist::has_plugin(&document, "flannel"))
+    });
+    Flannel { processes, conflists: conflists.map(|path| path.display().to_string()).collect() }
 }
 
 fn own_subnets(known: &Known) -> Vec<ipnetwork::IpNetwork> {

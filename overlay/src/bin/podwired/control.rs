@@ -13,7 +13,8 @@ use podwire_overlay::dataplane::Overlay;
 use podwire_overlay::http::{self, Handler, Reply, Request};
 use podwire_overlay::member::Member;
 use podwire_overlay::status::{
-    ActionAnswer, DataplaneStatus, Health, PeerState, PeerStatus, PodStatus, Status, UnderlayStatus,
+    ActionAnswer, DataplaneStatus, Health, PeerState, PeerStatus, PodStatus, Status, StoreStatus,
+    UnderlayStatus,
 };
 use podwire_overlay::store::{Action, Command};
 use podwire_overlay::telemetry;
@@ -199,10 +200,14 @@ fn status(node: &Node) -> Status {
         ready: waiting.is_empty(),
         waiting,
         refuse: member.and_then(|member| member.refusal(now)),
-        store: member.map(|member| member.store_status(now)),
+        store: member.map(|member| {
+            let kind = config.cluster.as_ref().map(|cluster| cluster.store.kind().to_owned());
+            StoreStatus { kind: kind.unwrap_or_default(), ..member.store_status(now) }
+        }),
         underlay: underlay(&cluster),
         subnets: membership.map(|membership| membership.subnets.clone()).unwrap_or_default(),
         generation: membership.map_or(0, |membership| membership.generation),
+        store_addresses: membership.map(|membership| membership.addresses.clone()).unwrap_or_default(),
         config: member.and_then(Member::snapshot).map(|snapshot| snapshot.config.clone()),
         receives: report
             .map(|report| report.announcement.receives.iter().map(|vtep| vtep.encapsulation).collect())
