@@ -45,6 +45,14 @@ impl Netns {
         Ok(Self(file.into()))
     }
 
+    /// One more hold on the same namespace.
+    ///
+    /// # Errors
+    /// If the process may have no more open files.
+    pub fn try_clone(&self) -> Result<Self> {
+        self.0.try_clone().map(Self).map_err(LabError::because("hold a network namespace once more"))
+    }
+
     /// Runs `f` in this namespace on a thread of its own, in the machine's own mount namespace. Programs
     /// started and sockets opened by `f` are in the namespace; sockets stay there.
     #[expect(clippy::disallowed_methods, reason = "on a thread that ends")]

@@ -24,6 +24,8 @@ use super::store::{Change, Happened, Text};
 const PIECE: usize = 64 << 10;
 /// How long a watch lasts that says nothing of it: as `--min-request-timeout` has it.
 const LASTS: Duration = Duration::from_mins(30);
+/// How long before its end a watch gets its last bookmark; one that does not last that long gets none.
+const LAST_BOOKMARK: Duration = Duration::from_secs(2);
 
 /// A watch, from the request on.
 pub(super) struct Watch {
@@ -79,6 +81,9 @@ impl Watch {
 
     async fn say(&self, lines: &Lines<'_>) -> ControlFlow<()> {
         let deadline = Instant::now() + self.lasts;
+        // So that the next watch begins where this one ends.
+        let last_bookmark = deadline - LAST_BOOKMARK.min(self.lasts);
+        let mut owes_last = self.wants_bookmarks && self.lasts > LAST_BOOKMARK;
         // Before the first look, so that no change falls between.
         let mut news = lines.shared.news();
         let mut seen = self.begin(lines).await?;
@@ -107,13 +112,11 @@ impl Watch {
             tokio::select! {
                 _ = news.changed() => {}
                 _ = bookmarks.tick(), if self.wants_bookmarks => lines.put(self.bookmark(seen, false)).await?,
-                () = tokio::time::sleep_until(deadline) => {
-                    // So that the next watch begins where this one ended.
-                    if self.wants_bookmarks {
-                        lines.put(self.bookmark(seen, false)).await?;
-                    }
-                    return ControlFlow::Break(());
+                () = tokio::time::sleep_until(last_bookmark), if owes_last => {
+                    owes_last = false;
+                    lines.put(self.bookmark(seen, false)).await?;
                 }
+                () = tokio::time::sleep_until(deadline) => return ControlFlow::Break(()),
             }
         }
     }
