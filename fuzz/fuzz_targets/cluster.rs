@@ -69,7 +69,7 @@ fn desired(topology: &Topology) -> Desired {
         networks: vec![network.parse().unwrap()],
     };
     let links = vec![link("192.0.2.1", "192.0.2.0/24"), link("2001:db8::1", "2001:db8::/64")];
-    Desired::new(topology, &UnderlayFacts { links }, &Local { bridge: Some("podwire0"), held: &[] })
+    Desired::new(topology, &UnderlayFacts { links }, &Local { bridge: Some("podwire0"), ..Local::default() })
 }
 
 /// What the kernel, and nodes that mean well, rely on.
@@ -84,7 +84,7 @@ fn consistent(topology: &Topology, desired: &Desired) {
             assert!(route.destination.is_ipv4() || route.gateway.is_ipv6());
             assert!(matches!(route.via, Via::Device(_) | Via::Link(2)));
         }
-        if let Some(entry) = path.fdb() {
+        for entry in path.fdb() {
             assert!(macs.insert((entry.device, entry.mac)), "two entries for {}", entry.mac);
             assert!(entry.mac.is_unicast());
             assert_eq!(Family::of(entry.remote), entry.device.family);

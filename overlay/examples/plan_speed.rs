@@ -120,7 +120,7 @@ fn kernel(desired: &Desired) -> Observed {
     let device = desired.devices.first().expect("one device");
     kernel.links.push(Link {
         index: INDEX,
-        name: device.id.name(),
+        name: device.id.name().to_owned(),
         mac: Some(device.mac),
         mtu: device.mtu,
         kind: Some("vxlan".to_owned()),

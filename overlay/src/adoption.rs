@@ -5,6 +5,7 @@
 //! addresses, which other nodes know. The file says which. `podwirectl migrate` writes it, the agent reads it at its start
 //! and on SIGHUP, and the way back needs nothing else.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,9 @@ use podwire_ipam::file;
 use podwire_kernel::MacAddr;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::IpFamily;
+use crate::cluster::{Encapsulation, IpFamily};
+use crate::config::is_interface;
+use crate::desired::Naming;
 
 /// The version of the file that this program writes, and the newest that it reads.
 pub const VERSION: u32 = 1;
@@ -114,7 +117,46 @@ impl Adoption {
                 "is of version {version}, which this podwire does not know: install a newer one"
             ));
         }
-        serde_json::from_slice(bytes).map_err(wrong)
+        let adoption: Self = serde_json::from_slice(bytes).map_err(wrong)?;
+        adoption.check().map_err(|why| format!("makes no sense: {why}"))?;
+        Ok(adoption)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let mut names = BTreeSet::new();
+        let mut segments = BTreeSet::new();
+        for AdoptedDevice { family, vni, port, name, mac } in &self.devices {
+            if *vni >= 1 << 24 || *port == 0 {
+                return Err(format!("no device has VNI {vni} and port {port}"));
+            }
+            if !mac.is_unicast() {
+                return Err(format!("no device has the Ethernet address {mac}"));
+            }
+            if !segments.insert((*family, *vni, *port)) {
+                return Err(format!("more than one device has VNI {vni} and port {port} over {family:?}"));
+            }
+            if Naming::default().parse(name).is_some() {
+                return Err(format!("{name} is what podwire calls a device of its own"));
+            }
+            names.insert(name);
+        }
+        let distinct = self.devices.len() + usize::from(self.bridge.is_some());
+        names.extend(&self.bridge);
+        if let Some(name) = names.iter().find(|name| !is_interface(name)) {
+            return Err(format!("{name:?} is not an interface's name"));
+        }
+        if names.len() < distinct {
+            return Err("two links have one name".to_owned());
+        }
+        Ok(())
+    }
+
+    /// How this node's devices are called, then.
+    pub fn naming(&self) -> Naming {
+        self.devices.iter().fold(Naming::default(), |naming, device| {
+            let encapsulation = Encapsulation { vni: device.vni, port: device.port };
+            naming.adopt(device.family.into(), encapsulation, &device.name, device.mac)
+        })
     }
 
     /// Puts it in place, durably and in one step, for root alone.
@@ -179,9 +221,47 @@ mod tests {
             ("{}", "version"),
             (r#"{"version":2,"anything":1}"#, "version 2"),
             (r#"{"version":1,"from":"flannel","devices":[{"name":7}]}"#, "is not what"),
+            (r#"{"version":1,"from":"flannel","devices":[],"bridge":"a/b"}"#, "interface's name"),
         ] {
             let error = Adoption::parse(text.as_bytes()).unwrap_err();
             assert!(error.contains(told), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_no_kernel_has_is_refused() {
+        let device = |family, vni, port, name: &str, mac: &str| AdoptedDevice {
+            family,
+            vni,
+            port,
+            name: name.to_owned(),
+            mac: mac.parse().unwrap(),
+        };
+        let of = |devices: &[AdoptedDevice], bridge: Option<&str>| Adoption {
+            version: VERSION,
+            devices: devices.to_vec(),
+            bridge: bridge.map(str::to_owned),
+            ..Adoption::default()
+        };
+        let (v4, v6) = (IpFamily::Ipv4, IpFamily::Ipv6);
+        let good = device(v4, 1, 8472, "flannel.1", "2a:00:00:00:00:01");
+        let six = device(v6, 1, 8472, "flannel-v6.1", "2a:00:00:00:00:02");
+        of(&[good.clone(), six.clone()], Some("cni0")).check().unwrap();
+        for (adoption, told) in [
+            (of(&[device(v4, 1 << 24, 8472, "a", "2a:00:00:00:00:01")], None), "VNI 16777216"),
+            (of(&[device(v4, 1, 0, "a", "2a:00:00:00:00:01")], None), "port 0"),
+            (of(&[device(v4, 1, 8472, "a", "01:00:00:00:00:01")], None), "01:00:00:00:00:01"),
+            (of(&[device(v4, 1, 8472, "sixteen-letters0", "2a:00:00:00:00:01")], None), "sixteen-letters0"),
+            (of(&[device(v4, 1, 8472, "podwire.2", "2a:00:00:00:00:01")], None), "podwire.2"),
+            (
+                of(&[good.clone(), AdoptedDevice { name: "b".to_owned(), ..good.clone() }], None),
+                "more than one",
+            ),
+            (of(&[good.clone(), AdoptedDevice { name: "flannel.1".to_owned(), ..six }], None), "one name"),
+            (of(&[good], Some("flannel.1")), "one name"),
+        ] {
+            let error = adoption.check().unwrap_err();
+            assert!(error.contains(told), "{told}: {error}");
         }
     }
 }

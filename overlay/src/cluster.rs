@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
-use podwire_kernel::MacAddr;
+use podwire_kernel::{Family, MacAddr};
 use serde::{Deserialize, Serialize};
 
 /// The settings that all nodes of a cluster share.
@@ -148,6 +148,16 @@ pub struct Vtep {
     /// That of its device over IPv6, where it is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac6: Option<MacAddr>,
+}
+
+impl Vtep {
+    /// The Ethernet address of its device over that family of the underlay.
+    pub fn over(&self, family: Family) -> MacAddr {
+        match family {
+            Family::V4 => self.mac,
+            Family::V6 => self.mac6.unwrap_or(self.mac),
+        }
+    }
 }
 
 /// All that a store knows, at one moment.

@@ -485,7 +485,7 @@ fn network_name(field: &Field<'_>) -> Result<String, Mistake> {
 }
 
 /// The kernel's rule (dev_valid_name), and no `%`, which it would replace by a number.
-fn is_interface(name: &str) -> bool {
+pub(crate) fn is_interface(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%');
     (1..=15).contains(&name.len()) && name != "." && name != ".." && name.chars().all(plain)
 }

@@ -40,7 +40,7 @@ pub use crate::controller::Cause;
 
 use crate::cluster::Snapshot;
 use crate::cluster::topology::Problem;
-use crate::desired::{Desired, PodSettings, UnderlayFacts};
+use crate::desired::{Desired, Naming, PodSettings, UnderlayFacts};
 use crate::status::{DeviceStatus, PeerCounts, PeerStatus};
 use crate::store::{Announcement, Membership};
 
@@ -55,6 +55,8 @@ pub struct Settings {
     pub addresses: Vec<IpAddr>,
     /// The bridge of the pods; `None`: none is kept.
     pub bridge: Option<String>,
+    /// How our devices are called.
+    pub naming: Naming,
 }
 
 /// What is known of the cluster.
@@ -103,6 +105,8 @@ pub struct Report {
     pub counts: PeerCounts,
     /// Our devices.
     pub devices: Vec<DeviceStatus>,
+    /// Why no other node can reach this one, whatever the rest is like: another's device is in the place of ours.
+    pub barred: Option<String>,
     /// The kernel is as desired.
     pub in_sync: bool,
 }

@@ -9,6 +9,11 @@
 //! 10.244.2.0/24 via 10.244.2.0 dev podwire.1 onlink ── neighbour 10.244.2.0 is 02:…:02 ── FDB 02:…:02 is at 192.0.2.2
 //! ```
 //!
+//! **Families.** One tunnel carries pods' packets of both families, over the first family of the underlay that both nodes
+//! have. Flannel's nodes have a tunnel for each, IPv4 in IPv4 and IPv6 in IPv6, and so have the ways to them
+//! ([`NodeRecord::same_family`](crate::cluster::NodeRecord::same_family)); what they send arrives on the device of that
+//! family, which this node has in any case.
+//!
 //! **Encapsulations.** A device receives and sends one segment (VNI, port) over one family of the underlay. A node has
 //! a device for each address family of [`ClusterConfig::underlay`] that it has an address of, and for each
 //! encapsulation that it receives, whether or not a route uses it at the moment, direct routing or not: so whatever changes
@@ -26,7 +31,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use podwire_kernel::Family;
 
-pub use device::{Device, DeviceId, MARK};
+pub use device::{Device, DeviceId, MARK, Naming};
 pub use path::{Direct, FdbItem, Hop, NeighbourItem, Path, PeerRoute, Tunnel, Via};
 
 use crate::cluster::topology::{Problem, ProblemKind, Topology, vtep_mac};
@@ -74,6 +79,8 @@ pub struct Local<'a> {
     pub bridge: Option<&'a str>,
     /// Our devices that the kernel has: what was received before.
     pub held: &'a [DeviceId],
+    /// How our devices are called.
+    pub naming: &'a Naming,
 }
 
 /// What the kernel should have, and what others are told of it.
@@ -81,6 +88,8 @@ pub struct Local<'a> {
 pub struct Desired {
     /// The devices, the best encapsulation first.
     pub devices: Vec<Device>,
+    /// How they are called.
+    pub naming: Naming,
     /// Devices that are left alone with all they have, because this node has no address of their family at the moment.
     pub retained: Vec<DeviceId>,
     /// The addresses of every device: this node's VTEP, for each family of the pods.
@@ -155,7 +164,7 @@ impl Desired {
         let mut problems = Vec::new();
         let encapsulations = received(topology, local.held);
         let families = usable(config, underlay, &mut problems);
-        let devices = devices(topology, underlay, &families, &encapsulations);
+        let devices = devices(topology, underlay, &families, &encapsulations, local.naming);
         let retained = local
             .held
             .iter()
@@ -166,7 +175,7 @@ impl Desired {
             })
             .copied()
             .collect();
-        let ways = path::Ways::new(config, underlay, &families, &encapsulations);
+        let ways = path::Ways::new(config, underlay, &families, &encapsulations, &devices);
         let paths: Vec<_> = topology.peers().iter().map(|peer| ways.path(peer, &mut problems)).collect();
         let ranges: Vec<_> = config.ranges.iter().map(|range| range.range).collect();
         let forwarding = [Family::V4, Family::V6]
@@ -185,13 +194,14 @@ impl Desired {
                 name: name.to_owned(),
                 addresses: subnets.iter().filter_map(with_prefix).collect(),
             }),
-            announcement: announcement(topology, underlay, &families, &devices, &paths),
+            announcement: announcement(topology, underlay, &families, &encapsulations, &devices, &paths),
             pods: PodSettings {
                 subnets: subnets.clone(),
                 gateways: subnets.iter().map(|subnet| gateway(*subnet)).collect(),
-                mtu: pod_mtu(config, underlay, &families, &paths),
+                mtu: pod_mtu(config, underlay, &devices, &paths),
             },
             cluster_ranges: ranges,
+            naming: local.naming.clone(),
             devices,
             paths,
             problems,
@@ -237,7 +247,7 @@ fn received(topology: &Topology, held: &[DeviceId]) -> Vec<Encapsulation> {
     before.retain(|old| *old != config.encapsulation && !config.also_receive.contains(old));
     // The common case costs no walk through thousands of peers.
     if !before.is_empty() {
-        let all_receive_new = topology.peers().iter().all(|peer| peer.mac(config.encapsulation).is_some());
+        let all_receive_new = topology.peers().iter().all(|peer| peer.vtep(config.encapsulation).is_some());
         let is_sent =
             |old: &Encapsulation| topology.peers().iter().any(|peer| peer.record.sends == Some(*old));
         before.into_iter().filter(|old| !all_receive_new || is_sent(old)).for_each(push);
@@ -282,13 +292,21 @@ fn devices(
     underlay: &UnderlayFacts,
     families: &[Family],
     encapsulations: &[Encapsulation],
+    naming: &Naming,
 ) -> Vec<Device> {
     let mut devices = Vec::new();
     for encapsulation in encapsulations {
-        let mac = vtep_mac(&topology.config().name, topology.name(), encapsulation.vni);
+        let usual = vtep_mac(&topology.config().name, topology.name(), encapsulation.vni);
         for link in families.iter().filter_map(|family| underlay.link(*family)) {
-            let id = DeviceId { family: Family::of(link.address), encapsulation: *encapsulation };
-            devices.push(Device { id, mac, mtu: id.mtu(link.mtu), local: link.address });
+            let id = naming.id(Family::of(link.address), *encapsulation);
+            let adopted = naming.mac(id);
+            devices.push(Device {
+                id,
+                mac: adopted.unwrap_or(usual),
+                mtu: id.mtu(link.mtu),
+                local: link.address,
+                is_adopted: adopted.is_some(),
+            });
         }
     }
     devices
@@ -301,7 +319,7 @@ fn sysctls(devices: &[Device], addresses: &[IpNetwork]) -> BTreeMap<String, Stri
     let mut sysctls = BTreeMap::new();
     for name in devices.iter().map(|device| device.id.name()) {
         let mut set = |key: &str, value: &str| {
-            sysctls.insert(format!("net/{}", key.replace("DEV", &name)), value.to_owned())
+            sysctls.insert(format!("net/{}", key.replace("DEV", name)), value.to_owned())
         };
         if addresses.iter().any(IpNetwork::is_ipv4) {
             set("ipv4/conf/DEV/rp_filter", "2");
@@ -318,22 +336,28 @@ fn announcement(
     topology: &Topology,
     underlay: &UnderlayFacts,
     families: &[Family],
+    encapsulations: &[Encapsulation],
     devices: &[Device],
     paths: &[Path],
 ) -> Announcement {
     let config = topology.config();
     let links = || families.iter().filter_map(|family| underlay.link(*family));
-    let mut receives: Vec<Vtep> = Vec::new();
-    for device in devices {
-        let vtep = Vtep { encapsulation: device.id.encapsulation, mac: device.mac, mac6: None };
-        if !receives.contains(&vtep) {
-            receives.push(vtep);
-        }
-    }
+    let mac = |family: Family, encapsulation: &Encapsulation| {
+        let mut ids = devices.iter();
+        let device =
+            ids.find(|device| (device.id.family, device.id.encapsulation) == (family, *encapsulation));
+        device.map(|device| device.mac)
+    };
+    let vtep = |encapsulation: &Encapsulation| {
+        let (over4, over6) = (mac(Family::V4, encapsulation), mac(Family::V6, encapsulation));
+        let mac = over4.or(over6)?;
+        Some(Vtep { encapsulation: *encapsulation, mac, mac6: over6.filter(|over6| *over6 != mac) })
+    };
+    let receives: Vec<_> = encapsulations.iter().filter_map(vtep).collect();
     // Others go on to receive what somebody sends: while one peer is sent something else, that is what is told.
     let other = paths
         .iter()
-        .filter_map(|path| path.tunnel)
+        .flat_map(Path::tunnels)
         .map(|tunnel| tunnel.device.encapsulation)
         .find(|sent| *sent != config.encapsulation);
     let sends = match config.direct_routing {
@@ -348,26 +372,23 @@ fn announcement(
     }
 }
 
-/// That of the first family's devices, and of any other family that a peer is reached by.
+/// That of the first family's device, and of any other family's that a peer is reached by.
 fn pod_mtu(
     config: &ClusterConfig,
     underlay: &UnderlayFacts,
-    families: &[Family],
+    devices: &[Device],
     paths: &[Path],
 ) -> Option<u32> {
     let direct = config.direct_routing == DirectRouting::Always;
-    let used = |family: Family| {
-        paths.iter().filter_map(|path| path.tunnel).any(|tunnel| tunnel.device.family == family)
-    };
-    let mtus = families.iter().enumerate().filter_map(|(i, family)| {
-        let link = underlay.link(*family)?;
-        let id = DeviceId { family: *family, encapsulation: config.encapsulation };
-        match (direct, i == 0 || used(*family)) {
-            (true, _) => Some(link.mtu.max(SMALLEST_MTU)),
-            (false, true) => Some(id.mtu(link.mtu)),
+    let used =
+        |family: Family| paths.iter().flat_map(Path::tunnels).any(|tunnel| tunnel.device.family == family);
+    let sending = devices.iter().filter(|device| device.id.encapsulation == config.encapsulation);
+    let mtus =
+        sending.enumerate().filter_map(|(i, device)| match (direct, i == 0 || used(device.id.family)) {
+            (true, _) => underlay.link(device.id.family).map(|link| link.mtu.max(SMALLEST_MTU)),
+            (false, true) => Some(device.mtu),
             (false, false) => None,
-        }
-    });
+        });
     mtus.min()
 }
 

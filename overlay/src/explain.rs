@@ -10,15 +10,15 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use podwire_kernel::Family;
 use podwire_kernel::addr::Address;
 use podwire_kernel::link::{Link, Vxlan};
 use podwire_kernel::neighbour::{FdbEntry, Neighbour};
 use podwire_kernel::route::{Lookup, Route};
-use podwire_kernel::{Family, MacAddr};
 use serde::Serialize;
 
 use crate::cluster::topology::vtep_mac;
-use crate::cluster::{ClusterConfig, Encapsulation, NodeRecord};
+use crate::cluster::{ClusterConfig, Encapsulation, NodeRecord, Vtep};
 use crate::ruleset::{Content, Ruleset};
 use crate::status::{PodStatus, ProbeStatus};
 
@@ -44,8 +44,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// The subnets of its pods.
     pub subnets: Vec<IpNetwork>,
-    /// The MAC addresses of its tunnel's ends; empty where they are not known.
-    pub vteps: Vec<(Encapsulation, MacAddr)>,
+    /// Its tunnel's ends; empty where they are not known.
+    pub vteps: Vec<Vtep>,
     /// Whether it has lost contact to the store; `None` where nobody knows.
     pub is_absent: Option<bool>,
     /// Why no packets are sent to it: what its record says makes no sense, or would harm others.
@@ -294,13 +294,18 @@ impl Walk<'_> {
 }
 
 /// The ends of a node's tunnels: what it announces, or where it announces nothing, what follows from the shared settings.
-pub fn vteps(record: &NodeRecord, config: Option<&ClusterConfig>) -> Vec<(Encapsulation, MacAddr)> {
+pub fn vteps(record: &NodeRecord, config: Option<&ClusterConfig>) -> Vec<Vtep> {
     if !record.receives.is_empty() {
-        return record.receives.iter().map(|vtep| (vtep.encapsulation, vtep.mac)).collect();
+        return record.receives.clone();
     }
     let Some(config) = config else { return Vec::new() };
     let all = std::iter::once(&config.encapsulation).chain(&config.also_receive);
-    all.map(|segment| (*segment, vtep_mac(&config.name, &record.name, segment.vni))).collect()
+    let vtep = |segment: &Encapsulation| Vtep {
+        encapsulation: *segment,
+        mac: vtep_mac(&config.name, &record.name, segment.vni),
+        mac6: None,
+    };
+    all.map(vtep).collect()
 }
 
 /// Something that the agent would put right, and by hand if there is none.

@@ -9,7 +9,9 @@
 //! missing would be a black hole.
 //!
 //! Ours are: the devices of our names and mark with all that they have, routes of our protocol number, addresses that have
-//! it too or lie within the cluster's ranges on our devices and bridge. Nothing else is changed.
+//! it too or lie within the cluster's ranges on our devices and bridge. Nothing else is changed. Of another's routes by our
+//! devices those that stand in our routes' place are replaced: a device that has just been adopted comes with them. The
+//! others stay for whoever had them made to take away.
 
 mod delta;
 mod devices;
@@ -28,7 +30,7 @@ pub use delta::delta;
 pub use operation::{DeviceChange, Operation, forwarding_sysctl};
 
 use crate::cluster::topology::Problem;
-use crate::desired::{Desired, DeviceId};
+use crate::desired::{Desired, DeviceId, Naming};
 
 /// What the kernel has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,8 +53,8 @@ pub struct Observed {
 
 impl Observed {
     /// Our devices that there are, for [`Local::held`](crate::desired::Local::held).
-    pub fn held(&self) -> Vec<DeviceId> {
-        self.links.iter().filter_map(DeviceId::of).collect()
+    pub fn held(&self, naming: &Naming) -> Vec<DeviceId> {
+        self.links.iter().filter_map(|link| naming.of(link)).collect()
     }
 }
 
@@ -74,6 +76,8 @@ pub struct Plan {
     pub senders: SendersChange,
     /// What stands in the way on this node; of a [`plan`] alone.
     pub problems: Vec<Problem>,
+    /// Devices that cannot be made, because another's is in their place; of a [`plan`] alone.
+    pub barred: Vec<DeviceId>,
     /// More changed than a [`delta()`] can tell: look, and [`plan`].
     pub needs_look: bool,
 }

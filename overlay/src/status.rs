@@ -53,6 +53,8 @@ pub struct Status {
     pub probe_port: Option<u16>,
     /// The VXLAN devices.
     pub devices: Vec<DeviceStatus>,
+    /// Which links, the bridge last, were another program's and are in order as this node's.
+    pub adopted: Vec<String>,
     /// The other nodes, counted.
     pub peers: PeerCounts,
     /// This node's pods, counted.

@@ -66,6 +66,14 @@ pub(crate) fn announcing(n: u16, receives: &[Encapsulation], sends: Encapsulatio
     NodeRecord { receives: receives.iter().map(vtep).collect(), sends: Some(sends), ..record(n) }
 }
 
+/// A flannel node's record, whose devices have an Ethernet address each.
+pub(crate) fn flannel(n: u16) -> NodeRecord {
+    let mac = |last| Some(podwire_kernel::MacAddr([0x2a, 0, 0, 0, last, u8::try_from(n).ok()?]));
+    let (mac, mac6) = (mac(4).expect("few nodes"), mac(6));
+    let receives = vec![Vtep { encapsulation: Encapsulation::default(), mac, mac6 }];
+    NodeRecord { receives, same_family: true, ..record(n) }
+}
+
 pub(crate) fn snapshot(config: ClusterConfig, records: impl IntoIterator<Item = NodeRecord>) -> Snapshot {
     let nodes = records.into_iter().map(|record| (record.name.clone(), Arc::new(record))).collect();
     Snapshot { config, nodes }

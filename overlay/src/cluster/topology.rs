@@ -58,9 +58,9 @@ impl Peer {
         &self.record.name
     }
 
-    /// Its inner Ethernet address in that segment; `None` if it does not receive it.
-    pub fn mac(&self, encapsulation: Encapsulation) -> Option<MacAddr> {
-        self.vteps.iter().find(|vtep| vtep.encapsulation == encapsulation).map(|vtep| vtep.mac)
+    /// Its end of the tunnel in that segment; `None` if it does not receive it.
+    pub fn vtep(&self, encapsulation: Encapsulation) -> Option<&Vtep> {
+        self.vteps.iter().find(|vtep| vtep.encapsulation == encapsulation)
     }
 }
 
@@ -207,7 +207,10 @@ impl Claimants {
 
 fn claims(peer: &Peer) -> impl Iterator<Item = Claim> {
     let subnets = peer.subnets.iter().map(|subnet| Claim::Subnet(subnet.network));
-    let macs = peer.vteps.iter().map(|vtep| Claim::Mac(vtep.encapsulation, vtep.mac));
+    let macs = peer.vteps.iter().flat_map(|vtep| {
+        let other = vtep.mac6.filter(|mac6| *mac6 != vtep.mac);
+        std::iter::once(vtep.mac).chain(other).map(|mac| Claim::Mac(vtep.encapsulation, mac))
+    });
     let addresses = peer.record.addresses.iter().map(|address| Claim::Address(*address));
     subnets.chain(macs).chain(addresses)
 }

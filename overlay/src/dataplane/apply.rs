@@ -217,9 +217,9 @@ impl<'s> Work<'_, 's> {
     fn create(&mut self, device: &Device) -> Result<(), Error> {
         let name = device.id.name();
         let alias = LinkChange { alias: Some(MARK.to_owned()), ..LinkChange::default() };
-        let mut requests = vec![link::create_vxlan(&name, device.mac, Some(device.mtu), &device.vxlan())];
-        requests.extend(link::change(LinkRef::Name(&name), &alias));
-        let made = self.netlink.apply_then_link(&requests, LinkRef::Name(&name))?;
+        let mut requests = vec![link::create_vxlan(name, device.mac, Some(device.mtu), &device.vxlan())];
+        requests.extend(link::change(LinkRef::Name(name), &alias));
+        let made = self.netlink.apply_then_link(&requests, LinkRef::Name(name))?;
         let index = made.ok_or_else(|| lacking(&Operation::CreateDevice(*device)))?.index;
         self.indices.insert(device.id, index);
         self.no_addresses(index)
@@ -252,7 +252,7 @@ impl<'s> Work<'_, 's> {
             ..LinkChange::default()
         };
         requests.extend(link::change(LinkRef::Index(index), &rest));
-        self.netlink.apply(&requests).map_err(|error| Error { object: device.name(), ..error })
+        self.netlink.apply(&requests).map_err(|error| Error { object: device.name().to_owned(), ..error })
     }
 }
 
@@ -331,6 +331,6 @@ fn missing_is_done(result: Result<(), Error>) -> Result<(), Error> {
 /// ENODEV: the device is gone, or has never come.
 fn lacking(operation: &Operation) -> Error {
     const ENODEV: i32 = 19;
-    let object = device(operation).map(|device| device.name()).unwrap_or_default();
+    let object = device(operation).map(|device| device.name().to_owned()).unwrap_or_default();
     Error { op: "find device", object, errno: ENODEV, detail: None, index: None }
 }

@@ -6,7 +6,7 @@ use podwire_kernel::{Family, Netlink, link};
 
 use super::Failure;
 use super::filter::{FilterKeeper, TABLE};
-use crate::desired::DeviceId;
+use crate::desired::Naming;
 
 /// What [`cleanup`] came to.
 #[derive(Debug, Default)]
@@ -56,7 +56,9 @@ impl Cleaned {
             Ok(links) => links,
             Err(error) => return self.fail("link", "ip link", &error),
         };
-        for device in links.iter().filter(|link| DeviceId::of(link).is_some()) {
+        // Whoever has adopted another program's devices goes back first.
+        let naming = Naming::default();
+        for device in links.iter().filter(|link| naming.of(link).is_some()) {
             let command = format!("ip link del {}", device.name);
             match netlink.apply(&[link::delete(device.index, &device.name)]) {
                 Err(error) if !error.is_missing() => self.fail("link", command, &error),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use podwire_kernel::route::RouteFilter;
 use podwire_kernel::{Error, Family, Netlink, sysctl};
 
-use crate::desired::DeviceId;
+use crate::desired::Naming;
 use crate::plan::{Observed, forwarding_sysctl};
 
 /// Reads links, addresses and the main table's routes, and of our devices the neighbours and forwarding entries. `None`
@@ -13,7 +13,11 @@ use crate::plan::{Observed, forwarding_sysctl};
 ///
 /// # Errors
 /// The kernel does not answer, or its tables kept changing while they were read.
-pub(super) fn observe(netlink: &mut Netlink, gives_up: &dyn Fn() -> bool) -> Result<Option<Observed>, Error> {
+pub(super) fn observe(
+    netlink: &mut Netlink,
+    naming: &Naming,
+    gives_up: &dyn Fn() -> bool,
+) -> Result<Option<Observed>, Error> {
     let mut observed =
         Observed { links: netlink.links()?, addresses: netlink.addresses(None)?, ..Observed::default() };
     for family in [Family::V4, Family::V6] {
@@ -27,7 +31,7 @@ pub(super) fn observe(netlink: &mut Netlink, gives_up: &dyn Fn() -> bool) -> Res
         }
     }
     for link in &observed.links {
-        if DeviceId::of(link).is_some() {
+        if naming.of(link).is_some() {
             if gives_up() {
                 return Ok(None);
             }

@@ -1,6 +1,7 @@
 //! One pass: what is desired, what there is, what has to be done, done.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use super::observe::{observe, sysctls};
 use super::relevance::{Entries, Ours};
 use super::underlay::{Underlay, facts};
 use super::{Failure, Input, Settings};
+use crate::cluster::DirectRouting;
 use crate::cluster::topology::{ConfigError, Problem, ProblemKind, Topology};
 use crate::controller::{Cause, Known, Pass};
 use crate::desired::{Desired, DeviceId, Local, UnderlayFacts};
@@ -43,6 +45,10 @@ pub(super) struct Dataplane {
     entries: Option<Entries>,
     /// What stood in the way at the last look.
     in_the_way: Vec<Problem>,
+    /// The devices that cannot be made for it.
+    pub(super) barred: Vec<DeviceId>,
+    /// By which addresses the last look chose the underlay, where the store had a word in it.
+    stated: Vec<IpAddr>,
     /// Peers that lack something, and why.
     pub(super) broken: BTreeMap<String, String>,
     /// What was replaced: to free what belongs to thousands of peers takes its time, for which nobody has to wait.
@@ -106,6 +112,8 @@ impl Dataplane {
             bridge: None,
             entries: None,
             in_the_way: Vec::new(),
+            barred: Vec::new(),
+            stated: Vec::new(),
             broken: BTreeMap::new(),
             replaced: Default::default(),
         }
@@ -172,6 +180,7 @@ impl Dataplane {
             indices: &self.indices,
             bridge: self.bridge,
             port: self.port(),
+            stated: &self.stated,
             entries: self.entries.as_ref().unwrap_or(&none),
         })
     }
@@ -207,7 +216,8 @@ impl Dataplane {
     }
 
     fn full(&mut self, pass: &Pass, gives_up: &dyn Fn() -> bool, done: &mut Done) -> Result<(), Error> {
-        let Some(mut observed) = observe(self.socket()?, gives_up)? else {
+        let naming = self.settings.naming.clone();
+        let Some(mut observed) = observe(self.socket()?, &naming, gives_up)? else {
             done.was_given_up = true;
             return Ok(());
         };
@@ -229,6 +239,7 @@ impl Dataplane {
             Err(error) => done.fail("rules", "keep table inet podwire-node", error),
         }
         self.in_the_way = plan.problems;
+        self.barred = plan.barred;
         self.settle(desired);
         Ok(())
     }
@@ -238,8 +249,11 @@ impl Dataplane {
         if !self.is_new {
             return Ok(());
         }
-        let local = Local { bridge: self.settings.bridge.as_deref(), held: &self.held };
-        let desired = Arc::new(Desired::new(topology, &self.underlay, &local));
+        if self.stated != topology.membership().addresses {
+            done.was_too_much = true;
+            return Ok(());
+        }
+        let desired = Arc::new(Desired::new(topology, &self.underlay, &self.local()));
         let plan = delta(&old, &desired, deletes(pass.known));
         if plan.needs_look {
             done.was_too_much = true;
@@ -265,22 +279,28 @@ impl Dataplane {
     }
 
     fn look_at_underlay(&mut self, observed: &Observed) {
+        let naming = &self.settings.naming;
+        let membership = self.topology.as_ref().map(Topology::membership);
+        self.stated = membership.map(|membership| membership.addresses.clone()).unwrap_or_default();
         let wanted = Underlay {
             interface: self.settings.interface.clone(),
             addresses: self.settings.addresses.clone(),
+            stated: self.stated.clone(),
         };
-        let found = facts(&wanted, &observed.links, &observed.addresses, &observed.routes, &self.underlay);
+        // Packets for other nodes do not leave by the tunnels themselves.
+        let others: Vec<_> =
+            observed.links.iter().filter(|link| naming.of(link).is_none()).cloned().collect();
+        let found = facts(&wanted, &others, &observed.addresses, &observed.routes, &self.underlay);
         if *self.underlay != found {
             self.underlay = Arc::new(found);
             self.is_new = true;
         }
-        let held = observed.held();
+        let held = observed.held(naming);
         if self.held != held {
             self.held = held;
             self.is_new = true;
         }
-        let indices =
-            observed.links.iter().filter_map(|link| Some((DeviceId::of(link)?, link.index))).collect();
+        let indices = observed.links.iter().filter_map(|link| Some((naming.of(link)?, link.index))).collect();
         if self.indices != indices {
             self.indices = indices;
             self.entries = None;
@@ -296,11 +316,22 @@ impl Dataplane {
         let topology = self.topology.as_ref()?;
         match &self.desired {
             Some(desired) if !self.is_new => Some(Arc::clone(desired)),
-            _ => {
-                let local = Local { bridge: self.settings.bridge.as_deref(), held: &self.held };
-                Some(Arc::new(Desired::new(topology, &self.underlay, &local)))
-            }
+            _ => Some(Arc::new(Desired::new(topology, &self.underlay, &self.local()))),
         }
+    }
+
+    fn local(&self) -> Local<'_> {
+        let Settings { bridge, naming, .. } = &self.settings;
+        Local { bridge: bridge.as_deref(), held: &self.held, naming }
+    }
+
+    /// Why no other node can reach this one, as the last look found.
+    pub(super) fn barred(&self) -> Option<String> {
+        let config = self.topology.as_ref()?.config();
+        let is_main = |id: &&DeviceId| id.encapsulation == config.encapsulation;
+        self.barred.iter().find(is_main).filter(|_| config.direct_routing != DirectRouting::Always)?;
+        let devices = self.in_the_way.iter().filter(|problem| problem.kind == ProblemKind::Device);
+        Some(devices.map(Problem::to_string).collect::<Vec<_>>().join("; "))
     }
 
     fn settle(&mut self, desired: Arc<Desired>) {
@@ -312,7 +343,7 @@ impl Dataplane {
     }
 
     fn filter_of(&self, desired: &Desired) -> Filter {
-        let devices = desired.devices.iter().map(|device| device.id.name());
+        let devices = desired.devices.iter().map(|device| device.id.name().to_owned());
         let inside = devices.chain(self.settings.bridge.clone()).collect();
         Filter { ports: desired.ports.clone(), peers: desired.senders(), inside }
     }

@@ -40,7 +40,7 @@ pub(super) fn counts(desired: Option<&Desired>, input: Option<&Input>, broken: u
 pub(super) fn devices(desired: Option<&Desired>) -> Vec<DeviceStatus> {
     let devices = desired.map_or(&[][..], |desired| &desired.devices);
     let device = |device: &crate::desired::Device| DeviceStatus {
-        name: device.id.name(),
+        name: device.id.name().to_owned(),
         underlay: match device.id.family {
             Family::V4 => IpFamily::Ipv4,
             Family::V6 => IpFamily::Ipv6,
@@ -108,7 +108,7 @@ fn state(path: &Path) -> PeerState {
 
 fn paths(path: &Path, underlay: &UnderlayFacts) -> Vec<PathStatus> {
     let device = |via: Via| match via {
-        Via::Device(device) => device.name(),
+        Via::Device(device) => device.name().to_owned(),
         Via::Link(index) => {
             let link = underlay.links.iter().find(|link| link.index == index);
             link.map_or_else(|| index.to_string(), |link| link.name.clone())

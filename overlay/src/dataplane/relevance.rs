@@ -20,7 +20,7 @@ use podwire_kernel::{Family, MacAddr};
 use super::Settings;
 use super::apply::Indices;
 use crate::controller::Cause;
-use crate::desired::{Desired, Device, DeviceId, MARK, UnderlayFacts};
+use crate::desired::{Desired, Device, MARK, UnderlayFacts};
 use crate::plan::{Operation, Step};
 
 /// What is ours.
@@ -33,6 +33,8 @@ pub(super) struct Ours<'a> {
     pub(super) bridge: Option<u32>,
     /// The thread's own netlink port.
     pub(super) port: Option<NonZeroU32>,
+    /// This node's addresses by the store's word.
+    pub(super) stated: &'a [IpAddr],
     /// The neighbours and forwarding entries that are desired.
     pub(super) entries: &'a Entries,
 }
@@ -55,10 +57,10 @@ impl Entries {
                     entries.neighbours.insert((*index, item.address), item.mac);
                 }
             }
-            if let Some(item) = path.fdb()
-                && let Some(index) = indices.get(&item.device)
-            {
-                entries.fdb.insert((*index, item.mac), item.remote);
+            for item in path.fdb() {
+                if let Some(index) = indices.get(&item.device) {
+                    entries.fdb.insert((*index, item.mac), item.remote);
+                }
             }
         }
         entries
@@ -155,7 +157,7 @@ impl Ours<'_> {
     }
 
     fn link(&self, link: &Link) -> Option<Cause> {
-        if let Some(id) = DeviceId::parse(&link.name) {
+        if let Some(id) = self.settings.naming.parse(&link.name) {
             let device = self.desired?.devices.iter().find(|device| device.id == id)?;
             return (!is_as_desired(link, device)).then_some(Cause::Link);
         }
@@ -184,7 +186,8 @@ impl Ours<'_> {
             return Some(Cause::Underlay);
         }
         let is_bridge = self.settings.bridge.as_deref() == Some(name);
-        (is_bridge || self.is_device(index) || DeviceId::parse(name).is_some()).then_some(Cause::Link)
+        (is_bridge || self.is_device(index) || self.settings.naming.parse(name).is_some())
+            .then_some(Cause::Link)
     }
 
     /// The addresses of ours that the link should have.
@@ -211,6 +214,7 @@ impl Ours<'_> {
         });
         let matters = self.is_underlay(address.ifindex)
             || self.settings.addresses.contains(&ip)
+            || self.stated.contains(&ip)
             || self.lacks_underlay();
         (matters && !known && address.scope < 253).then_some(Cause::Underlay)
     }
@@ -276,7 +280,7 @@ fn is_as_desired(link: &Link, device: &Device) -> bool {
     link.flags.up
         && link.mac == Some(device.mac)
         && link.mtu == device.mtu
-        && link.vxlan == Some(device.vxlan())
+        && link.vxlan.is_some_and(|vxlan| vxlan == device.vxlan_of(&vxlan))
         && link.alias.as_deref() == Some(MARK)
         && link.controller.is_none()
 }

@@ -8,7 +8,7 @@ use podwire_kernel::addr::Address;
 use podwire_kernel::link::Link;
 use podwire_kernel::route::{PROTOCOL_RA, Route};
 
-use crate::desired::{DeviceId, UnderlayFacts, UnderlayLink};
+use crate::desired::{UnderlayFacts, UnderlayLink};
 
 /// What an administrator says about it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,6 +17,9 @@ pub struct Underlay {
     pub interface: Option<String>,
     /// This node's addresses, one for each family at most; a family without one has an address of its link.
     pub addresses: Vec<IpAddr>,
+    /// The same by the store's word, for a node whose administrator says neither a link nor an address of that family. One
+    /// that no link has is where others find this node (NAT), and says nothing about its links.
+    pub stated: Vec<IpAddr>,
 }
 
 /// RTPROT_KERNEL: made by the kernel with an address.
@@ -30,7 +33,7 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// The facts. `before` is what they were: of several addresses that would do, the one that others know is kept.
 ///
 /// Addresses that cannot be used by other machines are left out (loopback, link-local), also those that the kernel still
-/// checks or has found taken, and the VTEPs' own. A link that is down has no addresses to speak of.
+/// checks or has found taken. A link that is down has no addresses to speak of. `links` are without our own devices.
 pub fn facts(
     wanted: &Underlay,
     links: &[Link],
@@ -44,6 +47,11 @@ pub fn facts(
         let fixed = wanted.addresses.iter().copied().find(|ip| Family::of(*ip) == family);
         if let Some(ip) = fixed {
             return here.link_with(ip, wanted.interface.as_deref());
+        }
+        let stated =
+            wanted.stated.iter().filter(|ip| Family::of(**ip) == family && wanted.interface.is_none());
+        if let Some(link) = stated.copied().find_map(|ip| here.link_with(ip, None)) {
+            return Some(link);
         }
         let link = match &wanted.interface {
             Some(name) => here.named(name),
@@ -81,8 +89,8 @@ impl<'k> Here<'k> {
         };
         let mut defaults: Vec<&Route> = self.routes.iter().filter(is_default).collect();
         defaults.sort_by_key(|route| route.priority.unwrap_or(0));
-        let links = defaults.iter().flat_map(|route| &route.nexthops).filter_map(|nexthop| nexthop.oif);
-        links.filter_map(|index| self.indexed(index)).find(|link| DeviceId::of(link).is_none())
+        let mut links = defaults.iter().flat_map(|route| &route.nexthops).filter_map(|nexthop| nexthop.oif);
+        links.find_map(|index| self.indexed(index))
     }
 
     fn link_with(&self, ip: IpAddr, interface: Option<&str>) -> Option<UnderlayLink> {

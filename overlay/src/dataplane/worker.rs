@@ -13,6 +13,7 @@ use super::filter::TABLE;
 use super::pass::{Dataplane, Done};
 use super::relevance::{cause, needs_entries};
 use super::{Message, Report, Settings, peers};
+use crate::cluster::Vtep;
 use crate::controller::{Action, Cause, Controller, Event, Known, Outcome, Pass};
 use crate::store::Announcement;
 
@@ -210,9 +211,11 @@ impl Worker {
         let announcement = match desired {
             Some(desired) if could_look => {
                 let mut announcement = desired.announcement.clone();
-                announcement
-                    .receives
-                    .retain(|vtep| !lacking.iter().any(|id| id.encapsulation == vtep.encapsulation));
+                let is_missing = |vtep: &Vtep| {
+                    let mut missing = lacking.iter().chain(&dataplane.barred);
+                    missing.any(|id| id.encapsulation == vtep.encapsulation)
+                };
+                announcement.receives.retain(|vtep| !is_missing(vtep));
                 announcement.sends = announcement.sends.filter(|_| !announcement.receives.is_empty());
                 announcement
             }
@@ -239,6 +242,7 @@ impl Worker {
             pods: desired.map(|desired| desired.pods.clone()),
             counts: peers::counts(desired, dataplane.input.as_ref(), dataplane.broken.len()),
             devices: peers::devices(desired),
+            barred: dataplane.barred().filter(|_| is_known),
             in_sync,
         };
         self.last = Some(announcement);

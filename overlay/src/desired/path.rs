@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use podwire_kernel::route::{Nexthop, ROUTE_PROTOCOL, Route};
 use podwire_kernel::{Family, MacAddr};
 
-use super::{DeviceId, SMALLEST_MTU, UnderlayFacts, UnderlayLink};
+use super::{Device, DeviceId, SMALLEST_MTU, UnderlayFacts, UnderlayLink};
 use crate::cluster::topology::{Peer, PeerSubnet, Problem, ProblemKind};
 use crate::cluster::{ClusterConfig, DirectRouting, Encapsulation};
 
@@ -16,8 +16,13 @@ use crate::cluster::{ClusterConfig, DirectRouting, Encapsulation};
 pub struct Path {
     /// The peer.
     pub peer: Arc<Peer>,
-    /// Through which tunnel; `None` if none leads there.
-    pub tunnel: Option<Tunnel>,
+    /// Through which tunnel IPv4 packets get there; `None` if none leads there.
+    pub tunnel4: Option<Tunnel>,
+    /// The same of IPv6 packets. Peers of flannel's kind have another for each family ([`NodeRecord::same_family`]), all
+    /// others one for both.
+    ///
+    /// [`NodeRecord::same_family`]: crate::cluster::NodeRecord::same_family
+    pub tunnel6: Option<Tunnel>,
     /// How IPv4 packets get there without one.
     pub direct4: Option<Direct>,
     /// How IPv6 packets get there without one.
@@ -132,17 +137,23 @@ impl PeerRoute {
 impl Path {
     /// How packets to the peer's pods of that family travel.
     pub fn hop(&self, family: Family) -> Hop {
-        let direct = match family {
-            Family::V4 => self.direct4,
-            Family::V6 => self.direct6,
+        let (direct, tunnel) = match family {
+            Family::V4 => (self.direct4, self.tunnel4),
+            Family::V6 => (self.direct6, self.tunnel6),
         };
-        match (direct, self.tunnel) {
+        match (direct, tunnel) {
             (Some(direct), _) => Hop::Direct(direct),
             (None, Some(tunnel)) => Hop::Tunnel(tunnel),
             (None, None) => Hop::None,
         }
     }
 
+    /// Its tunnels, whether or not packets take them at the moment. One that is for both families comes twice.
+    pub fn tunnels(&self) -> impl Iterator<Item = Tunnel> {
+        self.tunnel4.into_iter().chain(self.tunnel6)
+    }
+
+    /// Each subnet that packets reach through a tunnel, with that.
     fn tunnelled(&self) -> impl Iterator<Item = (&PeerSubnet, Tunnel)> {
         self.peer.subnets.iter().filter_map(|subnet| match self.hop(Family::of(subnet.network.network())) {
             Hop::Tunnel(tunnel) => Some((subnet, tunnel)),
@@ -159,10 +170,17 @@ impl Path {
         })
     }
 
-    /// The forwarding entry that it needs; none if nothing is encapsulated.
-    pub fn fdb(&self) -> Option<FdbItem> {
-        let (_, Tunnel { device, mac, remote, .. }) = self.tunnelled().next()?;
-        Some(FdbItem { device, mac, remote })
+    /// The forwarding entries that it needs: one for each tunnel that its packets take.
+    pub fn fdb(&self) -> impl Iterator<Item = FdbItem> {
+        let entry = |(_, tunnel): (_, Tunnel)| {
+            let Tunnel { device, mac, remote, .. } = tunnel;
+            FdbItem { device, mac, remote }
+        };
+        let mut entries = self.tunnelled().map(entry);
+        let first = entries.next();
+        // It has a subnet of each family at most.
+        let second = entries.find(|entry| Some(*entry) != first);
+        first.into_iter().chain(second)
     }
 
     /// Its routes.
@@ -186,6 +204,17 @@ pub(super) struct Ways<'a> {
     links: Vec<&'a UnderlayLink>,
     /// What this node can send, the best first.
     encapsulations: &'a [Encapsulation],
+    /// Its devices: one for each of its links and encapsulations.
+    devices: &'a [Device],
+}
+
+/// How packets of one family, or of both, get to a peer.
+#[derive(Default)]
+struct Way {
+    tunnel: Option<Tunnel>,
+    direct: Option<Direct>,
+    /// The kernel has no IPv6 route by way of an IPv4 router.
+    direct6: Option<Direct>,
 }
 
 impl<'a> Ways<'a> {
@@ -194,15 +223,16 @@ impl<'a> Ways<'a> {
         underlay: &'a UnderlayFacts,
         families: &[Family],
         encapsulations: &'a [Encapsulation],
+        devices: &'a [Device],
     ) -> Self {
         let links = families.iter().filter_map(|family| underlay.link(*family)).collect();
-        Self { config, links, encapsulations }
+        Self { config, links, encapsulations, devices }
     }
 
     /// The way to a peer.
     pub(super) fn path(&self, peer: &Arc<Peer>, problems: &mut Vec<Problem>) -> Path {
-        let mut path = Path { peer: Arc::clone(peer), tunnel: None, direct4: None, direct6: None };
-        let peer_mtu = peer.record.mtu;
+        let mut path =
+            Path { peer: Arc::clone(peer), tunnel4: None, tunnel6: None, direct4: None, direct6: None };
         let addresses = &peer.record.addresses;
         if let Some(own) = self.links.iter().find(|link| addresses.contains(&link.address)) {
             let text =
@@ -210,13 +240,38 @@ impl<'a> Ways<'a> {
             problems.push(Problem::of(ProblemKind::Own, peer.name(), text));
             return path;
         }
+        if !peer.record.same_family {
+            let Way { tunnel, direct, direct6 } = self.way(peer, None, problems);
+            (path.tunnel4, path.tunnel6, path.direct4, path.direct6) = (tunnel, tunnel, direct, direct6);
+            return path;
+        }
+        for subnet in &peer.subnets {
+            let family = Family::of(subnet.network.network());
+            let Way { tunnel, direct, direct6 } = self.way(peer, Some(family), problems);
+            match family {
+                Family::V4 => (path.tunnel4, path.direct4) = (tunnel, direct),
+                Family::V6 => (path.tunnel6, path.direct6) = (tunnel, direct6),
+            }
+        }
+        path
+    }
+
+    /// The way to a peer's pods: of both families, or of the one that travels by links of its own family alone.
+    fn way(&self, peer: &Peer, only: Option<Family>, problems: &mut Vec<Problem>) -> Way {
+        let mut way = Way::default();
+        let peer_mtu = peer.record.mtu;
         // By which of this node's links, the best first, and where the peer is then.
         let common = || {
-            self.links.iter().filter_map(|link| {
-                let theirs = addresses.iter().find(|theirs| theirs.is_ipv4() == link.address.is_ipv4());
+            let links =
+                self.links.iter().filter(|link| only.is_none_or(|only| only == Family::of(link.address)));
+            links.filter_map(|link| {
+                let mut theirs = peer.record.addresses.iter();
+                let theirs = theirs.find(|theirs| theirs.is_ipv4() == link.address.is_ipv4());
                 theirs.map(|theirs| (*link, *theirs))
             })
         };
+        let mut unreachable =
+            |text: String| problems.push(Problem::of(ProblemKind::Unreachable, peer.name(), text));
         if self.config.direct_routing != DirectRouting::Never {
             let on_link = |(link, theirs): &(&UnderlayLink, IpAddr)| {
                 link.networks.iter().any(|network| network.contains(*theirs))
@@ -226,37 +281,54 @@ impl<'a> Ways<'a> {
                 gateway,
                 mtu: lower(peer_mtu, link.mtu),
             };
-            path.direct4 = common().find(on_link).map(direct);
-            // The kernel has no IPv6 route by way of an IPv4 router.
-            path.direct6 = common().filter(|(_, theirs)| theirs.is_ipv6()).find(on_link).map(direct);
+            way.direct = common().find(on_link).map(direct);
+            way.direct6 = common().filter(|(_, theirs)| theirs.is_ipv6()).find(on_link).map(direct);
         }
         let Some((link, remote)) = common().next() else {
             if !self.links.is_empty() {
-                let text = "it has no address of a family that this node has too: no route leads there";
-                problems.push(Problem::of(ProblemKind::Unreachable, peer.name(), text));
+                unreachable(match only {
+                    None => "it has no address of a family that this node has too: no route leads there"
+                        .to_owned(),
+                    Some(family) => format!(
+                        "its {family} pods are reached by {family} alone, as flannel has it, and not both of its node and \
+                         this one have an {family} address for that: no route leads to them"
+                    ),
+                });
             }
-            return path;
+            return way;
         };
         if self.config.direct_routing == DirectRouting::Always {
             let has_ipv6 = peer.subnets.iter().any(|subnet| subnet.network.is_ipv6());
-            if path.direct4.is_some() && path.direct6.is_none() && has_ipv6 {
-                let text = "its IPv6 pods cannot be reached directly by an IPv4 address: give both nodes IPv6 \
-                            addresses, or let direct_routing be auto";
-                problems.push(Problem::of(ProblemKind::Unreachable, peer.name(), text));
+            if way.direct.is_some() && way.direct6.is_none() && has_ipv6 && only.is_none() {
+                unreachable(
+                    "its IPv6 pods cannot be reached directly by an IPv4 address: give both nodes IPv6 addresses, or let \
+                     direct_routing be auto"
+                        .to_owned(),
+                );
             }
-            return path;
+            return way;
         }
-        let sent = self.encapsulations.iter().find_map(|sent| Some((*sent, peer.mac(*sent)?)));
-        if let Some((encapsulation, mac)) = sent {
-            let device = DeviceId { family: Family::of(link.address), encapsulation };
-            let inside = peer_mtu.map(|mtu| mtu.saturating_sub(device.overhead()));
-            path.tunnel = Some(Tunnel { device, mac, remote, mtu: lower(inside, device.mtu(link.mtu)) });
-        } else if path.direct4.is_none() && path.direct6.is_none() {
-            let text = "it receives nothing that this node can send: no route leads there until it follows the \
-                        cluster's settings";
-            problems.push(Problem::of(ProblemKind::Unreachable, peer.name(), text));
+        let family = Family::of(link.address);
+        let device = |sent: &Encapsulation| {
+            self.devices.iter().find(|device| (device.id.family, device.id.encapsulation) == (family, *sent))
+        };
+        let sent = self.encapsulations.iter().find_map(|sent| Some((device(sent)?, peer.vtep(*sent)?)));
+        match sent.map(|(device, vtep)| (device, vtep.over(family))) {
+            Some((device, mac)) if mac == device.mac => {
+                let text = format!("it claims this node's own VTEP MAC address {mac}: it is left out");
+                problems.push(Problem::of(ProblemKind::Own, peer.name(), text));
+            }
+            Some((device, mac)) => {
+                let inside = peer_mtu.map(|mtu| mtu.saturating_sub(device.id.overhead()));
+                way.tunnel = Some(Tunnel { device: device.id, mac, remote, mtu: lower(inside, device.mtu) });
+            }
+            None if way.direct.is_none() && way.direct6.is_none() => unreachable(
+                "it receives nothing that this node can send: no route leads there until it follows the cluster's settings"
+                    .to_owned(),
+            ),
+            None => {}
         }
-        path
+        way
     }
 }
 

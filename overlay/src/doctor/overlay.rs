@@ -1,6 +1,7 @@
 //! The devices, routes and addresses that join the nodes.
 
 use ipnetwork::IpNetwork;
+use podwire_kernel::Family;
 use podwire_kernel::addr::PROTOCOL;
 use podwire_kernel::link::Link;
 use podwire_kernel::route::Route;
@@ -55,8 +56,9 @@ fn devices(facts: &Facts, findings: &mut Findings) {
         let own = facts.peers.iter().find(|peer| peer.is_self);
         let announced = own.and_then(|own| {
             let vteps = explain::vteps(&own.record, facts.config.as_ref());
-            let of_device = |segment: &Encapsulation| (segment.vni, segment.port) == (vxlan.vni, vxlan.port);
-            vteps.iter().find(|(segment, _)| of_device(segment)).map(|(_, mac)| *mac)
+            let segment = Encapsulation { vni: vxlan.vni, port: vxlan.port };
+            let vtep = vteps.iter().find(|vtep| vtep.encapsulation == segment)?;
+            Some(vtep.over(vxlan.local.map_or(Family::V4, Family::of)))
         });
         if let (Some(announced), Some(mac)) = (announced, device.mac)
             && announced != mac

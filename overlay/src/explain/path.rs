@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use podwire_kernel::Family;
 use podwire_kernel::addr::PROTOCOL;
 use podwire_kernel::link::{Link, Vxlan};
 use podwire_kernel::neighbour::State;
@@ -408,8 +409,8 @@ impl Walk<'_> {
         let neighbour = neighbours.iter().find(|neighbour| neighbour.address == gateway);
         let mac = neighbour.filter(|found| found.state != State::Failed).and_then(|neighbour| neighbour.mac);
         let segment = Encapsulation { vni: vxlan.vni, port: vxlan.port };
-        let vtep =
-            node.and_then(|node| node.vteps.iter().find(|(of, _)| *of == segment)).map(|(_, mac)| *mac);
+        let vtep = node.and_then(|node| node.vteps.iter().find(|vtep| vtep.encapsulation == segment));
+        let vtep = vtep.map(|vtep| vtep.over(vxlan.local.map_or(Family::V4, Family::of)));
         let Some(mac) = mac else {
             let wanted = vtep.map_or("<its MAC>".to_owned(), |mac| mac.to_string());
             let by_hand = format!("ip neighbour replace {gateway} dev {name} lladdr {wanted} nud permanent");

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use podwire_kernel::MacAddr;
 use podwire_kernel::link::{BridgePort, LinkFlags};
 use podwire_kernel::neighbour::State;
 use podwire_kernel::nft;
@@ -78,7 +79,7 @@ fn node(name: &str, subnet: &str, own: &str, vtep: u8) -> Node {
         name: name.to_owned(),
         addresses: vec![own.parse().unwrap()],
         subnets: vec![subnet.parse().unwrap()],
-        vteps: vec![(Encapsulation::default(), mac(vtep))],
+        vteps: vec![Vtep { encapsulation: Encapsulation::default(), mac: mac(vtep), mac6: None }],
         ..Node::default()
     }
 }

@@ -18,6 +18,7 @@ pub fn delta(old: &Desired, new: &Desired, deletes: Deletes) -> Plan {
     let settled = |desired: &Desired| {
         (
             desired.devices.clone(),
+            desired.naming.clone(),
             desired.retained.clone(),
             desired.addresses.clone(),
             desired.forwarding.clone(),
@@ -105,7 +106,7 @@ fn walk<'a>(
 }
 
 fn same_way(a: &Path, b: &Path) -> bool {
-    (a.tunnel, a.direct4, a.direct6) == (b.tunnel, b.direct4, b.direct6)
+    (a.tunnel4, a.tunnel6, a.direct4, a.direct6) == (b.tunnel4, b.tunnel6, b.direct4, b.direct6)
 }
 
 type Keyed<K, V> = BTreeMap<K, (V, Option<u32>)>;
@@ -126,7 +127,7 @@ impl Entries {
         for item in path.neighbours() {
             self.neighbours.insert((item.device, item.address), (item, place));
         }
-        if let Some(item) = path.fdb() {
+        for item in path.fdb() {
             self.fdb.insert((item.device, item.mac), (item, place));
         }
         for route in path.routes() {

@@ -35,6 +35,17 @@ pub(super) enum Fate {
     Going(u32),
 }
 
+impl Fate {
+    /// The index of the link that there is now.
+    pub(super) fn index(self) -> Option<u32> {
+        match self {
+            Self::Kept { index, .. } | Self::Retained(index) | Self::Going(index) => Some(index),
+            Self::Made(index) => index,
+            Self::Barred => None,
+        }
+    }
+}
+
 pub(super) type Devices = BTreeMap<DeviceId, Fate>;
 
 /// Adds what makes and changes devices to the plan. Comes back with what becomes of each, and with the steps that take
@@ -48,10 +59,14 @@ pub(super) fn plan(
     let mut devices = Devices::new();
     let mut farewell = Plan::default();
     for device in &desired.devices {
-        devices.insert(device.id, one(device, desired, observed, plan));
+        let fate = one(device, desired, observed, plan);
+        if fate == Fate::Barred {
+            plan.barred.push(device.id);
+        }
+        devices.insert(device.id, fate);
     }
     for link in &observed.links {
-        let Some(id) = DeviceId::of(link) else { continue };
+        let Some(id) = desired.naming.of(link) else { continue };
         if devices.contains_key(&id) {
             continue;
         }
@@ -97,7 +112,7 @@ fn one(device: &Device, desired: &Desired, observed: &Observed, plan: &mut Plan)
         return Fate::Barred;
     }
     let compatible = found.and_then(|link| {
-        let vxlan = link.vxlan.filter(|vxlan| can_become(vxlan, &device.vxlan()))?;
+        let vxlan = link.vxlan.filter(|vxlan| can_become(vxlan, &device.vxlan_of(vxlan)))?;
         Some((link, vxlan))
     });
     let fresh = compatible.is_none();
@@ -134,9 +149,11 @@ fn one(device: &Device, desired: &Desired, observed: &Observed, plan: &mut Plan)
         plan.problems.push(Problem::here(
             ProblemKind::Device,
             format!(
-                "VXLAN device {} has VNI {} and port {} already, and the kernel has no two such: remove it, or change the \
-                 cluster's encapsulation",
-                rival.name, wanted.vni, wanted.port
+                "VXLAN device {} has VNI {} and port {} already, and the kernel has no two such: {}",
+                rival.name,
+                wanted.vni,
+                wanted.port,
+                advice(&rival.name)
             ),
         ));
         return Fate::Barred;
@@ -151,6 +168,14 @@ fn one(device: &Device, desired: &Desired, observed: &Observed, plan: &mut Plan)
     Fate::Made(found.or(renamed).map(|link| link.index))
 }
 
+/// What to do about a device that is in the place of ours.
+fn advice(name: &str) -> &'static str {
+    match name.starts_with("flannel.") || name.starts_with("flannel-v6.") {
+        true => "`podwirectl migrate flannel` takes it over with the pods that run",
+        false => "remove it, or change the cluster's encapsulation",
+    }
+}
+
 /// Whether the rest can be changed in place: of a device's settings the kernel changes source address (within its
 /// family), learning, TTL and DF, and refuses VNI, port, checksums and the kind of operation.
 fn can_become(now: &Vxlan, wanted: &Vxlan) -> bool {
@@ -161,7 +186,7 @@ fn can_become(now: &Vxlan, wanted: &Vxlan) -> bool {
 }
 
 fn change(device: &Device, link: &Link, vxlan: &Vxlan) -> DeviceChange {
-    let wanted = device.vxlan();
+    let wanted = device.vxlan_of(vxlan);
     DeviceChange {
         settings: Some(wanted).filter(|wanted| wanted != vxlan),
         mac: Some(device.mac).filter(|mac| Some(*mac) != link.mac),

@@ -59,7 +59,7 @@ pub enum Operation {
     /// Make a route where there is none of that destination and metric. One that there is all the same is somebody
     /// else's: it stays.
     AddRoute(PeerRoute),
-    /// Make a route in the place of ours.
+    /// Make a route in the place of ours, or of one by our device.
     ReplaceRoute(PeerRoute),
     /// Remove a route of ours. It is named in full, protocol and next hop too, so that nobody else's goes instead.
     RemoveRoute(PeerRoute),
@@ -111,7 +111,7 @@ pub fn forwarding_sysctl(family: Family) -> &'static str {
 impl fmt::Display for Via {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Device(device) => f.write_str(&device.name()),
+            Self::Device(device) => f.write_str(device.name()),
             Self::Link(index) => write!(f, "{index}"),
         }
     }
@@ -140,7 +140,7 @@ impl fmt::Display for Operation {
         match self {
             Self::DeleteDevice { name, .. } => write!(f, "ip link del {name}"),
             Self::CreateDevice(device) => {
-                let Device { id, mac, mtu, local } = device;
+                let Device { id, mac, mtu, local, .. } = device;
                 let Vxlan { vni, port, ttl, .. } = device.vxlan();
                 write!(
                     f,
@@ -149,7 +149,7 @@ impl fmt::Display for Operation {
                     id.name()
                 )
             }
-            Self::ChangeDevice { device, change } => change.write(f, &device.name()),
+            Self::ChangeDevice { device, change } => change.write(f, device.name()),
             Self::SetSysctl { name, value } => write!(f, "sysctl -w {name}={value}"),
             Self::EnableForwarding(family) => write!(f, "sysctl -w {}=1", forwarding_sysctl(*family)),
             Self::AddAddress { link, address } => {

@@ -1,11 +1,11 @@
 //! The part of a plan that is about the ways to peers: compared with all that the kernel has on our devices.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use podwire_kernel::neighbour::{FdbEntry, Neighbour, State};
-use podwire_kernel::route::{MAIN_TABLE, ROUTE_PROTOCOL, Route};
+use podwire_kernel::route::{MAIN_TABLE, Nexthop, ROUTE_PROTOCOL, Route};
 use podwire_kernel::{Family, MacAddr};
 
 use super::devices::{Devices, Fate};
@@ -29,7 +29,7 @@ pub(super) fn plan(
     plan: &mut Plan,
 ) {
     let mut tables = Tables::new(observed, devices);
-    let strangers = Strangers::new(desired, observed);
+    let strangers = Strangers::new(desired, observed, devices);
     let (mut stale, mut entries, mut routes) = (Vec::new(), Vec::new(), Vec::new());
     for (place, path) in (0..).zip(&desired.paths) {
         let mut push = |operation| entries.push(Step { operation, peer: Some(place) });
@@ -38,7 +38,7 @@ pub(super) fn plan(
                 push(Operation::SetNeighbour(item));
             }
         }
-        if let Some(item) = path.fdb() {
+        for item in path.fdb() {
             let lacks = tables.lacks_fdb(&item, devices);
             // Replacing an entry by its equal changes nothing, not even what is cached with it.
             let renew =
@@ -148,6 +148,9 @@ impl<'a> Tables<'a> {
             // One by a device that is removed first is not there any more; replacing makes it all the same.
             Some(_) => Some(Operation::ReplaceRoute(*route)),
             None if strangers.has(route) => None,
+            None if strangers.adopted.contains(&(route.destination, route.metric)) => {
+                Some(Operation::ReplaceRoute(*route))
+            }
             None => Some(Operation::AddRoute(*route)),
         }
     }
@@ -155,16 +158,8 @@ impl<'a> Tables<'a> {
     /// Steps that remove what nobody wants: routes first.
     fn remains(self, desired: &Desired, devices: &Devices) -> Vec<Step> {
         let mut steps = Vec::new();
-        let names: HashMap<u32, (DeviceId, Fate)> = devices
-            .iter()
-            .filter_map(|(id, fate)| match fate {
-                Fate::Kept { index, .. }
-                | Fate::Made(Some(index))
-                | Fate::Retained(index)
-                | Fate::Going(index) => Some((*index, (*id, *fate))),
-                Fate::Made(None) | Fate::Barred => None,
-            })
-            .collect();
+        let names: HashMap<u32, (DeviceId, Fate)> =
+            devices.iter().filter_map(|(id, fate)| Some((fate.index()?, (*id, *fate)))).collect();
         let owners = Owners::new(desired, &self);
         let mut routes: Vec<_> = self.routes.into_values().collect();
         routes.sort_by_key(|route| key(route));
@@ -261,12 +256,14 @@ impl Owners {
 /// Routes of others that lead into the pods' ranges.
 struct Strangers<'a> {
     same: HashMap<(IpNetwork, u32), &'a Route>,
+    /// Those in our routes' place that lead by a device of ours.
+    adopted: HashSet<(IpNetwork, u32)>,
     problems: Vec<Problem>,
 }
 
 impl<'a> Strangers<'a> {
-    fn new(desired: &Desired, observed: &'a Observed) -> Self {
-        let mut strangers = Self { same: HashMap::new(), problems: Vec::new() };
+    fn new(desired: &Desired, observed: &'a Observed, devices: &Devices) -> Self {
+        let mut strangers = Self { same: HashMap::new(), adopted: HashSet::new(), problems: Vec::new() };
         let inside = |route: &&Route| {
             let range = |range: &IpNetwork| {
                 range.contains(route.destination.network()) && range.prefix() <= route.destination.prefix()
@@ -300,6 +297,13 @@ impl<'a> Strangers<'a> {
                 continue;
             };
             let in_place = destination == subnet && metric == *ours;
+            let by_ours = |nexthop: &Nexthop| {
+                nexthop.oif.is_some_and(|oif| devices.values().any(|fate| fate.index() == Some(oif)))
+            };
+            if in_place && route.nexthops.iter().all(by_ours) {
+                strangers.adopted.insert((destination, metric));
+                continue;
+            }
             if in_place {
                 strangers.same.insert((destination, metric), route);
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use podwire_kernel::{Family, MacAddr};
 
-use crate::desired::{Desired, Hop, UnderlayFacts};
+use crate::desired::{Desired, Hop, Tunnel, UnderlayFacts};
 
 /// All that can be asked, and who may ask.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,12 +59,18 @@ impl Targets {
     pub fn new(desired: &Desired, underlay: &UnderlayFacts, node: &str, instance: &str) -> Self {
         let devices: Vec<(_, Arc<str>)> =
             desired.devices.iter().map(|device| (device, device.id.name().into())).collect();
+        let tunnel_end = |tunnel: Tunnel| {
+            let (device, name) = devices.iter().find(|(device, _)| device.id == tunnel.device)?;
+            let end = TunnelEnd { device: name.clone(), source: device.mac, destination: tunnel.mac };
+            Some((Arc::new(end), tunnel.mtu.unwrap_or(device.mtu)))
+        };
         let peers = desired.paths.iter().filter_map(|path| {
-            let tunnel = path.tunnel.and_then(|tunnel| {
-                let (device, name) = devices.iter().find(|(device, _)| device.id == tunnel.device)?;
-                let end = TunnelEnd { device: name.clone(), source: device.mac, destination: tunnel.mac };
-                Some((Arc::new(end), tunnel.mtu.unwrap_or(device.mtu)))
-            });
+            // One for both families, as a rule.
+            let mut known: Option<(Tunnel, (Arc<TunnelEnd>, u32))> = None;
+            let mut end_of = |tunnel: Tunnel| match &known {
+                Some((same, end)) if *same == tunnel => Some(end.clone()),
+                _ => Some(known.insert((tunnel, tunnel_end(tunnel)?)).1.clone()),
+            };
             let ends: Vec<_> = path
                 .peer
                 .subnets
@@ -72,8 +78,8 @@ impl Targets {
                 .filter_map(|subnet| {
                     let address = subnet.network.network();
                     match path.hop(Family::of(address)) {
-                        Hop::Tunnel(_) => {
-                            let (tunnel, mtu) = tunnel.clone()?;
+                        Hop::Tunnel(tunnel) => {
+                            let (tunnel, mtu) = end_of(tunnel)?;
                             Some(End { address, mtu, tunnel: Some(tunnel) })
                         }
                         Hop::Direct(direct) => {

@@ -357,7 +357,7 @@ pub(crate) struct Agent {
 }
 
 pub(crate) fn settings() -> Settings {
-    Settings { node: OWN.to_owned(), interface: None, addresses: Vec::new(), bridge: Some(BRIDGE.to_owned()) }
+    Settings { node: OWN.to_owned(), bridge: Some(BRIDGE.to_owned()), ..Settings::default() }
 }
 
 impl Agent {

@@ -9,6 +9,7 @@ use podwire_kernel::link::Link;
 use podwire_kernel::nft::Nft;
 use podwire_kernel::route::RouteFilter;
 use podwire_kernel::{Family, Netlink, clock, legacy_iptables, offload, sysctl};
+use podwire_overlay::adoption::Adoption;
 use podwire_overlay::conflist;
 use podwire_overlay::doctor::{self, Facts, Flannel, Networkd};
 use podwire_overlay::explain::DEVICE_ALIAS;
@@ -59,7 +60,10 @@ fn gather(dirs: &Dirs, options: &cli::Doctor) -> Result<Facts, Failure> {
             (Vec::new(), Vec::new())
         }
     };
-    let bridge = options.bridge.clone().or_else(|| pods.iter().find_map(|pod| pod.bridge.clone()));
+    let adoption = Adoption::load(&dirs.state).map_err(|error| unread.push(error)).ok().flatten();
+    let adopted = adoption.and_then(|adoption| adoption.bridge);
+    let bridge =
+        options.bridge.clone().or(adopted).or_else(|| pods.iter().find_map(|pod| pod.bridge.clone()));
     let bridge = bridge.unwrap_or_else(|| BRIDGE.to_owned());
     let mut legacy_drops = Vec::new();
     for family in [Family::V4, Family::V6] {

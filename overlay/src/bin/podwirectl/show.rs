@@ -248,7 +248,8 @@ fn node_text(peer: &PeerStatus, style: Style) -> String {
     }
     row("MTU", record.mtu.map(|mtu| mtu.to_string()).unwrap_or_default().into());
     for vtep in &record.receives {
-        row("receives", format!("{} at {}", segment(&vtep.encapsulation), vtep.mac).into());
+        let over6 = vtep.mac6.map(|mac6| format!(", over IPv6 at {mac6}")).unwrap_or_default();
+        row("receives", format!("{} at {}{over6}", segment(&vtep.encapsulation), vtep.mac).into());
     }
     row("sends", record.sends.as_ref().map(segment).unwrap_or_default().into());
     for path in &peer.paths {

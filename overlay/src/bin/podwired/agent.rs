@@ -204,7 +204,11 @@ impl Beside {
                 tracing::error!("cannot hear SIGHUP");
                 return;
             };
-            while hangup.recv().await.is_some() {
+            loop {
+                tokio::select! {
+                    heard = hangup.recv() => if heard.is_none() { return },
+                    () = node.reload.notified() => {}
+                }
                 reload(&node, &again.again, &again.level, &address);
                 peers.notify_one();
             }

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use podwire_ipam::NodeConfig;
 use podwire_kernel::clock;
+use podwire_overlay::adoption::Adoption;
 use podwire_overlay::claims::BootTime;
 use podwire_overlay::cluster::Snapshot;
 use podwire_overlay::config::Config;
@@ -154,9 +155,10 @@ impl Part {
         recollection: Option<Recollection>,
         reload: Arc<Notify>,
     ) -> Result<Self, String> {
-        let config = node.config();
+        // Which devices are this node's must be known before any is touched.
+        let (config, adoption) = orders(&node)?;
         let (reporter, reports) = mpsc::unbounded_channel();
-        let overlay = Overlay::start(settings(&config), reporter)
+        let overlay = Overlay::start(settings(&config, adoption.as_ref()), reporter)
             .map_err(|error| format!("cannot start the overlay's thread: {error}"))?;
         let store = open(&config, &reload)?;
         let description = store.describe();
@@ -176,6 +178,7 @@ impl Part {
             cluster.identity = Some(identity.clone());
             cluster.member = Some(member);
             cluster.overlay = Some(overlay);
+            cluster.adoption = adoption;
             cluster.failure = None;
         }
         let (announcement, _) = watch::channel(Announcement::default());
@@ -455,9 +458,16 @@ impl Part {
 
     /// The configuration has been read again: what can change while the agent runs does.
     async fn reloaded(&mut self) {
-        let newer = self.node.config();
+        let (newer, adoption) = match orders(&self.node) {
+            Ok(orders) => orders,
+            Err(error) => {
+                tracing::error!("{error}; everything stays as it was");
+                return;
+            }
+        };
         let older = std::mem::replace(&mut self.config, newer);
-        if settings(&older) != settings(&self.config) {
+        let before = std::mem::replace(&mut self.node.cluster.borrow_mut().adoption, adoption.clone());
+        if settings(&older, before.as_ref()) != settings(&self.config, adoption.as_ref()) {
             tracing::info!("the overlay's settings have changed: starting its thread anew");
             self.restart_overlay().await;
         } else if let Some(overlay) = &self.node.cluster.borrow().overlay {
@@ -496,7 +506,8 @@ impl Part {
 
     fn start_overlay(&mut self) {
         let (reporter, reports) = mpsc::unbounded_channel();
-        let overlay = match Overlay::start(settings(&self.config), reporter) {
+        let settings = settings(&self.config, self.node.cluster.borrow().adoption.as_ref());
+        let overlay = match Overlay::start(settings, reporter) {
             Ok(overlay) => overlay,
             Err(error) => {
                 tracing::error!(%error, "cannot start the thread that keeps the overlay");
@@ -554,11 +565,22 @@ fn listed(membership: &Membership) -> String {
 }
 
 /// What the overlay thread is told once.
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config, adoption: Option<&Adoption>) -> Settings {
     Settings {
         node: config.node_name.clone(),
         interface: config.overlay.interface.clone(),
         addresses: config.overlay.addresses.clone(),
         bridge: Some(config.network.bridge.clone()),
+        naming: adoption.map(Adoption::naming).unwrap_or_default(),
     }
+}
+
+/// How the agent is to run, and what of another program's it goes on with: the bridge of the pods among it.
+fn orders(node: &Node) -> Result<(Config, Option<Adoption>), String> {
+    let mut config = node.config();
+    let adoption = Adoption::load(&config.state_dir)?;
+    if let Some(bridge) = adoption.as_ref().and_then(|adoption| adoption.bridge.clone()) {
+        config.network.bridge = bridge;
+    }
+    Ok((config, adoption))
 }

@@ -7,6 +7,7 @@ use clap_complete::Shell;
 use podwire_attach::rules;
 use podwire_ipam::{Allocator, NodeConfig};
 use podwire_kernel::nft::Nft;
+use podwire_overlay::adoption::Adoption;
 use podwire_overlay::config::Config;
 use podwire_overlay::conflist::{self, Removed};
 use podwire_overlay::dataplane;
@@ -22,6 +23,13 @@ pub(crate) fn cleanup(config: &Config) -> Result<(), String> {
     let dirs = crate::cli::dirs(config);
     if Allocator::agent(&dirs).map_err(|error| error.chain())?.is_some() {
         return Err("the agent runs and would put everything back: stop it first".to_owned());
+    }
+    if let Some(adoption) = Adoption::load(&config.state_dir)? {
+        return Err(format!(
+            "this node goes on with devices that were {}'s, and pods with them: give them back first, with `podwirectl \
+             migrate {} --back`",
+            adoption.from, adoption.from
+        ));
     }
     let mut removed = Vec::new();
     let mut failed = Vec::new();

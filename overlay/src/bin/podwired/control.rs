@@ -112,12 +112,16 @@ async fn control(node: &Rc<Node>, request: &Request) -> Reply {
     if let Some(reply) = public(node, request) {
         return reply;
     }
-    let right = if request.path == "/v1/actions" { Method::POST } else { Method::GET };
+    let right = if ["/v1/actions", "/v1/reload"].contains(&request.path.as_str()) {
+        Method::POST
+    } else {
+        Method::GET
+    };
     let is_right = request.method == right;
     let ok = StatusCode::OK;
     match request.path.as_str() {
         "/v1/status" | "/v1/nodes" | "/v1/pods" | "/v1/probes" | "/v1/cluster" | "/v1/snapshot"
-        | "/v1/actions"
+        | "/v1/actions" | "/v1/reload"
             if !is_right =>
         {
             Reply::wrong_method(request, &right)
@@ -144,6 +148,11 @@ async fn control(node: &Rc<Node>, request: &Request) -> Reply {
             None => Reply::error(StatusCode::NOT_FOUND, NOT_HEARD),
         },
         "/v1/actions" => act(node, request).await,
+        // What comes of it the log says, and /v1/status.
+        "/v1/reload" => {
+            node.reload.notify_one();
+            Reply::text(StatusCode::ACCEPTED, "the configuration is read again\n")
+        }
         _ => Reply::not_found(request),
     }
 }
@@ -215,6 +224,7 @@ fn status(node: &Node) -> Status {
         sends: report.and_then(|report| report.announcement.sends),
         probe_port: (config.probes.enabled && node.probes.taken().is_none()).then_some(config.probes.port),
         devices: report.map(|report| report.devices.clone()).unwrap_or_default(),
+        adopted: adopted(&cluster),
         peers: report.map(|report| report.counts).unwrap_or_default(),
         pods: pods.counts,
         addresses: pods.usage.clone(),
@@ -231,6 +241,16 @@ fn status(node: &Node) -> Status {
             repairs: cluster.repairs.clone(),
         },
     }
+}
+
+/// What was another program's, once the kernel has it as this node wants it.
+fn adopted(cluster: &crate::node::Cluster) -> Vec<String> {
+    let in_order = cluster.report.as_ref().filter(|report| report.in_sync && report.barred.is_none());
+    let Some(desired) = in_order.and_then(|report| report.desired.as_ref()) else { return Vec::new() };
+    let devices = desired.devices.iter().filter(|device| device.is_adopted);
+    let bridge = cluster.adoption.as_ref().and_then(|adoption| adoption.bridge.as_deref());
+    let bridge = bridge.filter(|name| desired.bridge.as_ref().is_some_and(|bridge| bridge.name == *name));
+    devices.map(|device| device.id.name()).chain(bridge).map(str::to_owned).collect()
 }
 
 fn underlay(cluster: &crate::node::Cluster) -> UnderlayStatus {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use podwire_ipam::{Dirs, Lease, LeaseState, Range, RangeSet, RangeSpec, SetUsage};
 use podwire_kernel::clock;
+use podwire_overlay::adoption::Adoption;
 use podwire_overlay::claims::BootTime;
 use podwire_overlay::cluster::topology::ProblemKind;
 use podwire_overlay::config::{Config, Resolved};
@@ -43,7 +44,9 @@ pub(crate) struct Node {
     pub(crate) probes: Rc<Found>,
     /// How this node is, as its store may tell others.
     pub(crate) health: watch::Sender<Health>,
-    /// The configuration has been read again.
+    /// The configuration is to be read again.
+    pub(crate) reload: Notify,
+    /// It has been.
     pub(crate) reloaded: Notify,
 }
 
@@ -54,6 +57,8 @@ pub(crate) struct Cluster {
     pub(crate) member: Option<Member>,
     pub(crate) overlay: Option<Overlay>,
     pub(crate) report: Option<Report>,
+    /// What of another program's the overlay thread goes on with.
+    pub(crate) adoption: Option<Adoption>,
     pub(crate) commands: Option<mpsc::Sender<Command>>,
     /// What keeps it from being begun.
     pub(crate) failure: Option<String>,
@@ -103,6 +108,7 @@ impl Node {
             cluster: RefCell::default(),
             probes: Rc::default(),
             health: watch::Sender::new(Health::default()),
+            reload: Notify::new(),
             reloaded: Notify::new(),
         })
     }
@@ -166,6 +172,8 @@ impl Node {
         }
         if let Some(member) = &cluster.member {
             match member.refusal(now) {
+                // The device that is in the way is among the problems, with what to do about it.
+                Some(_) if cluster.report.as_ref().is_some_and(|report| report.barred.is_some()) => {}
                 Some(refusal) if member.stranded().is_some() => {
                     let advice =
                         "pods are taken as soon as it has one; see overlay.interface and overlay.addresses";

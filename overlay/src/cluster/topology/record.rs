@@ -62,11 +62,11 @@ impl<'a> Judge<'a> {
             return Err((ProblemKind::Own, format!("it claims this node's own subnet {}", mine.network)));
         }
         let vteps = vteps(self.config, key, record).map_err(senseless)?;
-        if let Some(mine) = vteps.iter().find(|vtep| vtep.mac == self.own_mac(vtep.encapsulation.vni)) {
-            return Err((
-                ProblemKind::Own,
-                format!("it claims this node's own VTEP MAC address {}", mine.mac),
-            ));
+        for vtep in &vteps {
+            let own = self.own_mac(vtep.encapsulation.vni);
+            if vtep.mac == own || vtep.mac6 == Some(own) {
+                return Err((ProblemKind::Own, format!("it claims this node's own VTEP MAC address {own}")));
+            }
         }
         let is_there = !subnets.is_empty() && !record.addresses.is_empty();
         Ok(is_there.then(|| Peer { record: Arc::clone(record), vteps, subnets }))
@@ -155,8 +155,8 @@ fn vteps(config: &ClusterConfig, name: &str, record: &NodeRecord) -> Result<Vec<
     }
     for vtep in &record.receives {
         check_encapsulation(vtep.encapsulation).map_err(|why| format!("what it receives: {why}"))?;
-        if !vtep.mac.is_unicast() {
-            return Err(format!("its VTEP MAC address {} is none that a node can have", vtep.mac));
+        if let Some(mac) = std::iter::once(vtep.mac).chain(vtep.mac6).find(|mac| !mac.is_unicast()) {
+            return Err(format!("its VTEP MAC address {mac} is none that a node can have"));
         }
     }
     Ok(record.receives.clone())

@@ -1,7 +1,9 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::cluster::sample::{announcing, config, ip, membership, network, record, snapshot, topology};
+use crate::cluster::sample::{
+    announcing, config, flannel, ip, membership, network, record, snapshot, topology,
+};
 use crate::cluster::{ClusterRange, IpFamily};
 
 fn names(topology: &Topology) -> Vec<&str> {
@@ -18,7 +20,7 @@ fn other_nodes_are_peers_with_derived_macs_and_metrics() {
     assert_eq!(names(&topology), ["n2", "n3"]);
     assert_eq!(texts(&topology), [""; 0]);
     let peer = &topology.peers()[0];
-    assert_eq!(peer.mac(Encapsulation::default()), Some(vtep_mac("lab", "n2", 1)));
+    assert_eq!(peer.vtep(Encapsulation::default()).map(|vtep| vtep.mac), Some(vtep_mac("lab", "n2", 1)));
     assert_eq!(
         peer.subnets,
         [
@@ -115,7 +117,7 @@ fn a_record_of_a_later_version_is_taken_for_what_is_known_of_it() {
     let record: NodeRecord = serde_json::from_str(text).expect("a record");
     let topology = topology(&snapshot(config(), [record]));
     assert_eq!(names(&topology), ["n9"]);
-    assert_eq!(topology.peers()[0].mac(Encapsulation::default()), Some(MacAddr([2, 0, 0, 0, 0, 9])));
+    assert_eq!(topology.peers()[0].vtep(Encapsulation::default()).unwrap().mac, MacAddr([2, 0, 0, 0, 0, 9]));
 }
 
 #[test]
@@ -293,7 +295,7 @@ mod properties {
                 let (mut subnets, mut macs) = (Vec::new(), Vec::new());
                 for peer in seen.peers() {
                     subnets.extend(peer.subnets.iter().map(|subnet| subnet.network));
-                    macs.extend(peer.mac(Encapsulation::default()));
+                    macs.extend(peer.vtep(Encapsulation::default()).map(|vtep| vtep.mac));
                 }
                 let count = (subnets.len(), macs.len());
                 subnets.sort();
@@ -304,4 +306,31 @@ mod properties {
             }
         }
     }
+}
+
+#[test]
+fn an_address_over_ipv6_is_claimed_and_judged_as_any_other() {
+    let with = |n: u16, mac6: MacAddr| {
+        let mut record = flannel(n);
+        record.receives[0].mac6 = Some(mac6);
+        record
+    };
+    let seen = |records: [NodeRecord; 2]| {
+        let topology = topology(&snapshot(config(), records));
+        (names(&topology).join(" "), texts(&topology).join("; "))
+    };
+    let four = flannel(2).receives[0].mac;
+    let (left, why) = seen([flannel(2), with(3, four)]);
+    assert_eq!(left, "n2");
+    assert!(why.contains("n3: it claims VTEP MAC address 2a:00:00:00:04:02 (VNI 1), which is n2's"), "{why}");
+    let (left, why) = seen([flannel(2), with(3, MacAddr([0xff; 6]))]);
+    assert_eq!(left, "n2");
+    assert!(why.contains("ff:ff:ff:ff:ff:ff is none that a node can have"), "{why}");
+    let (left, why) = seen([flannel(2), with(3, vtep_mac("lab", "n1", 1))]);
+    assert_eq!(left, "n2");
+    assert!(why.contains("this node's own VTEP MAC address"), "{why}");
+    // Both of its devices may have one.
+    let mut same = flannel(3);
+    same.receives[0].mac6 = Some(same.receives[0].mac);
+    assert_eq!(seen([flannel(2), same]).0, "n2 n3");
 }

@@ -6,14 +6,17 @@ use podwire_kernel::route::{Nexthop, Route};
 use podwire_kernel::{MacAddr, link};
 
 use super::model::Kernel;
-use crate::cluster::sample::{announcing, config, ip, network, record, snapshot, topology, underlay};
+use crate::cluster::sample::{
+    announcing, config, flannel, ip, network, record, snapshot, topology, underlay,
+};
 use crate::cluster::{ClusterConfig, DirectRouting, Encapsulation, IpFamily, NodeRecord, Snapshot};
-use crate::desired::{Desired, Local, UnderlayFacts};
+use crate::desired::{Desired, Local, Naming, UnderlayFacts};
 use crate::plan::{Deletes, Plan, delta, plan};
 
 fn desired(snapshot: &Snapshot, underlay: &UnderlayFacts, kernel: &Kernel) -> Desired {
-    let held = kernel.state.held();
-    Desired::new(&topology(snapshot), underlay, &Local { bridge: Some("podwire0"), held: &held })
+    let held = kernel.state.held(&kernel.naming);
+    let local = Local { bridge: Some("podwire0"), held: &held, naming: &kernel.naming };
+    Desired::new(&topology(snapshot), underlay, &local)
 }
 
 fn commands(plan: &Plan) -> String {
@@ -435,4 +438,78 @@ fn what_is_remembered_adds_and_repairs_but_removes_nothing() {
     let quick = delta(&old, &desired_less, Deletes::Withheld);
     assert_eq!(commands(&quick), done);
     assert_eq!(quick.senders.remove, [""; 0].map(ip));
+}
+
+/// A node that was flannel's: nothing that packets depend on goes or comes anew, and the IPv6 routes, which stand where ours
+/// are to be, are replaced in one step each.
+#[test]
+fn a_node_that_was_flannels_goes_on_with_its_devices() {
+    let mut kernel = Kernel::of_flannel(&[network("10.244.2.0/24"), network("fd00:10:244:2::/64")]);
+    for (index, mac, at) in [(5, 4, "192.0.2.2"), (6, 6, "2001:db8::2")] {
+        let mac = MacAddr([0x2a, 0, 0, 0, mac, 2]);
+        kernel.state.fdb.push(podwire_kernel::neighbour::FdbEntry::permanent(index, mac, ip(at)));
+        let neighbours = kernel.state.neighbours.iter_mut().filter(|found| found.ifindex == index);
+        neighbours.for_each(|found| found.mac = Some(mac));
+    }
+    let all = snapshot(config(), [flannel(2), record(3)]);
+    assert_eq!(
+        converge(&mut kernel, &all, &underlay()),
+        "\
+sysctl -w net/ipv4/conf/flannel.1/rp_filter=2
+ip link set flannel.1 alias 'podwire overlay' addrgenmode none
+sysctl -w net/ipv4/conf/flannel-v6.1/rp_filter=2
+ip link set flannel-v6.1 mtu 1430 alias 'podwire overlay' addrgenmode none
+sysctl -w net/ipv4/ip_forward=1
+sysctl -w net/ipv6/conf/all/forwarding=1
+ip -6 addr add fd00:10:244:1::/128 dev flannel.1 proto 0x70 nodad
+ip addr add 10.244.1.0/32 dev flannel-v6.1 proto 0x70
+ip addr add 10.244.1.1/24 dev 4 proto 0x70
+ip -6 addr add fd00:10:244:1::1/64 dev 4 proto 0x70 nodad
+ip neigh replace 10.244.3.0 lladdr a2:04:a5:a4:0a:01 dev flannel.1 nud permanent
+ip neigh replace fd00:10:244:3:: lladdr a2:04:a5:a4:0a:01 dev flannel.1 nud permanent
+bridge fdb replace a2:04:a5:a4:0a:01 dev flannel.1 dst 192.0.2.3 self permanent
+ip route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 proto 112 metric 3 onlink
+ip -6 route replace fd00:10:244:2::/64 via fd00:10:244:2:: dev flannel-v6.1 proto 112 metric 1024 onlink
+ip route add 10.244.3.0/24 via 10.244.3.0 dev flannel.1 proto 112 metric 4 onlink
+ip -6 route add fd00:10:244:3::/64 via fd00:10:244:3:: dev flannel.1 proto 112 metric 1024 onlink
+bridge fdb del 2a:00:00:00:09:09 dev flannel.1 self dst 192.0.2.99
+bridge fdb del 2a:00:00:00:09:09 dev flannel-v6.1 self dst 2001:db8::99
+"
+    );
+    // Flannel's IPv4 route is there still, and is told of.
+    let told = plan(&desired(&all, &underlay(), &kernel), &kernel.state, Deletes::Allowed).problems;
+    assert!(told[0].text.contains("the route 10.244.2.0/24 via 10.244.2.0"), "{told:?}");
+
+    // After a reboot it is made as ours are, by the name and with the address that others know.
+    let index = kernel.index("flannel.1").expect("a device");
+    kernel.delete_link(index);
+    let done = converge(&mut kernel, &all, &underlay());
+    let first = done.lines().next();
+    assert_eq!(
+        first,
+        Some(
+            "ip link add flannel.1 address 2a:00:00:00:04:01 mtu 1450 type vxlan id 1 dstport 8472 local 192.0.2.1 ttl 64 \
+             nolearning noudpcsum"
+        )
+    );
+    assert!(!done.contains("flannel-v6.1"), "{done}");
+}
+
+#[test]
+fn a_device_of_flannels_that_nobody_has_adopted_is_left_alone_and_the_way_out_is_told() {
+    let mut kernel = Kernel::of_flannel(&[network("10.244.2.0/24")]);
+    kernel.naming = Naming::default();
+    let before = kernel.state.links.clone();
+    let plan = plan(
+        &desired(&snapshot(config(), [flannel(2)]), &underlay(), &kernel),
+        &kernel.state,
+        Deletes::Allowed,
+    );
+    let done = commands(&plan);
+    assert!(!done.contains("link") && !done.contains("route") && !done.contains("neigh"), "{done}");
+    assert_eq!(kernel.state.links, before);
+    let barred: Vec<_> = plan.barred.iter().map(|id| id.name().to_owned()).collect();
+    assert_eq!(barred, ["podwire.1", "podwire6.1"]);
+    let advice = "`podwirectl migrate flannel` takes it over";
+    assert!(plan.problems.iter().filter(|problem| problem.text.contains(advice)).count() == 2, "{plan:?}");
 }

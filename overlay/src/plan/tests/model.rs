@@ -6,16 +6,25 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use podwire_kernel::addr::{self, Address, AddressFlags};
-use podwire_kernel::link::{AddrGenMode, Link, LinkFlags};
+use podwire_kernel::link::{AddrGenMode, Link, LinkFlags, Vxlan};
 use podwire_kernel::neighbour::{FdbEntry, Neighbour, State};
-use podwire_kernel::route::{ROUTE_PROTOCOL, Route};
+use podwire_kernel::route::{Nexthop, ROUTE_PROTOCOL, Route};
+use podwire_kernel::{Family, MacAddr};
 
-use crate::desired::{Desired, DeviceId, MARK, Via};
+use crate::cluster::Encapsulation;
+use crate::cluster::sample::ip;
+use crate::desired::{Desired, DeviceId, MARK, Naming, Via};
 use crate::plan::{Observed, Operation, Plan};
+
+/// Those of a new link.
+const SYSCTLS: [(&str, &str); 3] =
+    [("ipv4/conf/DEV/rp_filter", "0"), ("ipv6/conf/DEV/disable_ipv6", "1"), ("ipv6/conf/DEV/accept_ra", "1")];
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Kernel {
     pub(super) state: Observed,
+    /// How the node's devices are called.
+    pub(super) naming: Naming,
     next: u32,
 }
 
@@ -39,7 +48,68 @@ impl Kernel {
             ]),
             ..Observed::default()
         };
-        Self { state, next: 10 }
+        Self { state, naming: Naming::default(), next: 10 }
+    }
+
+    /// The same on a node that was flannel's, of the sample's node 1: its devices are adopted, with all that flannel has them
+    /// made for these subnets.
+    pub(super) fn of_flannel(subnets: &[IpNetwork]) -> Self {
+        let mut kernel = Self::new();
+        let (v4, v6) = (MacAddr([0x2a, 0, 0, 0, 4, 1]), MacAddr([0x2a, 0, 0, 0, 6, 1]));
+        kernel.naming = Naming::default().adopt(Family::V4, Encapsulation::default(), "flannel.1", v4).adopt(
+            Family::V6,
+            Encapsulation::default(),
+            "flannel-v6.1",
+            v6,
+        );
+        for (index, name, mac, local, own) in [
+            (5, "flannel.1", v4, "192.0.2.1", "10.244.1.0/32"),
+            (6, "flannel-v6.1", v6, "2001:db8::1", "fd00:10:244:1::/128"),
+        ] {
+            // Bound to its link, with the kernel's TTL and checksums.
+            let local = Some(local.parse().expect("an address"));
+            let vxlan = Vxlan { parent: Some(2), ttl: 0, udp_checksum: true, ..Vxlan::new(1, 8472, local) };
+            kernel.state.links.push(Link {
+                index,
+                name: name.to_owned(),
+                mac: Some(mac),
+                mtu: 1450,
+                kind: Some("vxlan".to_owned()),
+                vxlan: Some(vxlan),
+                flags: LinkFlags { up: true, ..LinkFlags::default() },
+                addr_gen_mode: Some(AddrGenMode::Eui64),
+                ..Link::default()
+            });
+            for key in SYSCTLS {
+                kernel.state.sysctls.insert(format!("net/{}", key.0.replace("DEV", name)), "0".to_owned());
+            }
+            kernel.state.addresses.push(Address {
+                ifindex: index,
+                address: own.parse().expect("an address"),
+                flags: AddressFlags { permanent: true, ..AddressFlags::default() },
+                scope: 0,
+                protocol: 0,
+            });
+            let peer = MacAddr([0x2a, 0, 0, 0, 9, 9]);
+            for subnet in subnets.iter().filter(|subnet| subnet.is_ipv4() == (index == 5)) {
+                let via = subnet.network();
+                kernel.state.neighbours.push(Neighbour::permanent(index, via, peer));
+                let nexthop = Nexthop { gateway: Some(via), oif: Some(index) };
+                let priority = Some(if subnet.is_ipv4() { 0 } else { 1024 });
+                let route =
+                    Route { priority, protocol: 3, onlink: true, ..Route::new(*subnet, vec![nexthop]) };
+                kernel.state.routes.push(route);
+            }
+            let remote = ip(if index == 5 { "192.0.2.99" } else { "2001:db8::99" });
+            kernel.state.fdb.push(FdbEntry::permanent(index, peer, remote));
+        }
+        kernel
+    }
+
+    fn is_ours(&self, route: &Route) -> bool {
+        let by = |index: u32| self.state.links.iter().find(|link| link.index == index);
+        let mut by = route.nexthops.iter().filter_map(|hop| hop.oif).filter_map(by);
+        route.protocol == ROUTE_PROTOCOL || by.any(|link| self.naming.of(link).is_some())
     }
 
     pub(super) fn index(&self, name: &str) -> Option<u32> {
@@ -47,7 +117,7 @@ impl Kernel {
     }
 
     fn device(&self, id: DeviceId) -> Result<u32, String> {
-        self.index(&id.name()).ok_or_else(|| format!("no device {}", id.name()))
+        self.index(id.name()).ok_or_else(|| format!("no device {}", id.name()))
     }
 
     fn via(&self, via: Via) -> Result<u32, String> {
@@ -89,7 +159,7 @@ impl Kernel {
     }
 
     /// Another MAC address: neighbours go, routes stay.
-    pub(super) fn change_mac(&mut self, index: u32, mac: podwire_kernel::MacAddr) {
+    pub(super) fn change_mac(&mut self, index: u32, mac: MacAddr) {
         if let Some(link) = self.link(index) {
             link.mac = Some(mac);
         }
@@ -112,7 +182,7 @@ impl Kernel {
         removed
     }
 
-    fn has_neighbour(&self, index: u32, address: IpAddr) -> Option<podwire_kernel::MacAddr> {
+    fn has_neighbour(&self, index: u32, address: IpAddr) -> Option<MacAddr> {
         let found = self.state.neighbours.iter().find(|found| {
             found.ifindex == index && found.address == address && found.state == State::Permanent
         });
@@ -136,9 +206,9 @@ impl Kernel {
                 self.delete_link(*index);
             }
             Operation::CreateDevice(device) => {
-                let (name, vxlan) = (device.id.name(), device.vxlan());
+                let (name, vxlan) = (device.id.name().to_owned(), device.vxlan());
                 let taken = self.state.links.iter().any(|link| {
-                    let same = |other: &podwire_kernel::link::Vxlan| {
+                    let same = |other: &Vxlan| {
                         (other.vni, other.port) == (vxlan.vni, vxlan.port)
                             && other.local.map(|a| a.is_ipv4()) == vxlan.local.map(|a| a.is_ipv4())
                     };
@@ -147,11 +217,7 @@ impl Kernel {
                 if taken {
                     return Err(format!("{name} exists"));
                 }
-                for (key, value) in [
-                    ("ipv4/conf/DEV/rp_filter", "0"),
-                    ("ipv6/conf/DEV/disable_ipv6", "1"),
-                    ("ipv6/conf/DEV/accept_ra", "1"),
-                ] {
+                for (key, value) in SYSCTLS {
                     let key = format!("net/{}", key.replace("DEV", &name));
                     self.state.sysctls.insert(key, value.to_owned());
                 }
@@ -255,9 +321,9 @@ impl Kernel {
                 match (self.at(&route), operation) {
                     (Some(_), Operation::AddRoute(_)) => return Err(format!("{wanted} exists")),
                     (Some(place), _) => {
-                        let old = &mut self.state.routes[place];
-                        assert_eq!(old.protocol, ROUTE_PROTOCOL, "somebody else's route is replaced: {old}");
-                        *old = route;
+                        let old = &self.state.routes[place];
+                        assert!(self.is_ours(old), "somebody else's route is replaced: {old}");
+                        self.state.routes[place] = route;
                     }
                     (None, _) => self.state.routes.push(route),
                 }
@@ -324,7 +390,7 @@ impl Kernel {
             .state
             .links
             .iter()
-            .filter(|link| DeviceId::parse(&link.name).is_some() && link.vxlan.is_some())
+            .filter(|link| self.naming.parse(&link.name).is_some() && link.vxlan.is_some())
             .map(|link| link.index)
             .collect();
         let in_range =
@@ -333,7 +399,7 @@ impl Kernel {
         let mut state = self.state.clone();
         state.links.retain(|link| !ours.contains(&link.index));
         state.addresses.retain(|a| !(ours.contains(&a.ifindex) || Some(a.ifindex) == bridge && in_range(a)));
-        state.routes.retain(|route| route.protocol != ROUTE_PROTOCOL);
+        state.routes.retain(|route| !self.is_ours(route));
         state.neighbours.retain(|n| !ours.contains(&n.ifindex));
         state.fdb.retain(|e| !ours.contains(&e.ifindex));
         state.sysctls.clear();

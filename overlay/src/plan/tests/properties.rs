@@ -8,7 +8,9 @@ use podwire_kernel::{Family, MacAddr};
 use proptest::prelude::*;
 
 use super::model::Kernel;
-use crate::cluster::sample::{announcing, config, ip, network, record, snapshot, topology, underlay};
+use crate::cluster::sample::{
+    announcing, config, flannel, ip, network, record, snapshot, topology, underlay,
+};
 use crate::cluster::{ClusterConfig, DirectRouting, Encapsulation, IpFamily, NodeRecord, Snapshot};
 use crate::desired::{Desired, DeviceId, Local, UnderlayFacts, Via};
 use crate::plan::{Deletes, delta, plan};
@@ -43,9 +45,14 @@ fn configs() -> impl Strategy<Value = ClusterConfig> {
 fn records() -> impl Strategy<Value = NodeRecord> {
     let receives = prop::sample::subsequence(ENCAPSULATIONS.to_vec(), 0..=3);
     let mtu = prop_oneof![Just(None), Just(Some(1500)), Just(Some(1300)), Just(Some(100)), Just(Some(9000))];
-    (2..10_u16, 2..10_u16, 2..10_u16, any::<bool>(), 1..4_u8, 1..4_u8, receives, mtu).prop_map(
-        |(n, subnet, address, near, families, pods, receives, mtu)| {
-            let base = if receives.is_empty() { record(n) } else { announcing(n, &receives, receives[0]) };
+    let is_flannel = prop::bool::weighted(0.3);
+    (2..10_u16, 2..10_u16, 2..10_u16, any::<bool>(), 1..4_u8, 1..4_u8, receives, mtu, is_flannel).prop_map(
+        |(n, subnet, address, near, families, pods, receives, mtu, is_flannel)| {
+            let base = match (is_flannel, receives.is_empty()) {
+                (true, _) => flannel(n),
+                (false, true) => record(n),
+                (false, false) => announcing(n, &receives, receives[0]),
+            };
             let pick = |which: u8, v4: bool| which & if v4 { 1 } else { 2 } != 0;
             let mut addresses = if near {
                 record(address).addresses
@@ -83,6 +90,18 @@ fn facts() -> impl Strategy<Value = UnderlayFacts> {
             facts
         },
     )
+}
+
+/// A node that is new, or was flannel's.
+fn nodes() -> impl Strategy<Value = Kernel> {
+    let was_flannels = prop::option::weighted(0.4, prop::collection::btree_set(2..12_u16, 0..8));
+    was_flannels.prop_map(|peers| match peers {
+        None => Kernel::new(),
+        Some(peers) => {
+            let subnets: Vec<_> = peers.into_iter().flat_map(crate::cluster::sample::subnets).collect();
+            Kernel::of_flannel(&subnets)
+        }
+    })
 }
 
 /// What somebody does to the node.
@@ -146,7 +165,7 @@ fn commit(kernel: &mut Kernel, mischief: &Mischief) {
         .state
         .links
         .iter()
-        .filter(|link| DeviceId::parse(&link.name).is_some())
+        .filter(|link| kernel.naming.parse(&link.name).is_some())
         .map(|link| link.index)
         .collect();
     let device = |i: usize| devices.get(i % devices.len().max(1)).copied();
@@ -293,8 +312,9 @@ fn commit(kernel: &mut Kernel, mischief: &Mischief) {
 }
 
 fn desired(snapshot: &Snapshot, facts: &UnderlayFacts, kernel: &Kernel) -> Desired {
-    let held = kernel.state.held();
-    Desired::new(&topology(snapshot), facts, &Local { bridge: Some("podwire0"), held: &held })
+    let held = kernel.state.held(&kernel.naming);
+    let local = Local { bridge: Some("podwire0"), held: &held, naming: &kernel.naming };
+    Desired::new(&topology(snapshot), facts, &local)
 }
 
 /// The kernel's routes, neighbours and entries are the desired ones, to the last.
@@ -303,7 +323,7 @@ fn assert_is(kernel: &Kernel, desired: &Desired) -> Result<(), TestCaseError> {
         all.sort();
         all
     };
-    let index = |device: DeviceId| kernel.index(&device.name()).expect("a device that was made");
+    let index = |device: DeviceId| kernel.index(device.name()).expect("a device that was made");
     let taken = |route: &crate::desired::PeerRoute| {
         kernel.state.routes.iter().any(|found| {
             found.protocol != ROUTE_PROTOCOL
@@ -335,14 +355,15 @@ fn assert_is(kernel: &Kernel, desired: &Desired) -> Result<(), TestCaseError> {
     let fdb = desired
         .paths
         .iter()
-        .filter_map(|path| path.fdb())
+        .flat_map(|path| path.fdb())
         .map(|item| format!("{:?}", FdbEntry::permanent(index(item.device), item.mac, item.remote)));
     let found = kernel.state.fdb.iter().map(|found| format!("{found:?}"));
     prop_assert_eq!(sorted(found.collect()), sorted(fdb.collect()));
     for device in &desired.devices {
         let link = kernel.state.links.iter().find(|link| link.name == device.id.name()).expect("made");
         prop_assert!(link.flags.up && link.mtu == device.mtu && link.mac == Some(device.mac));
-        prop_assert_eq!(link.vxlan, Some(device.vxlan()));
+        prop_assert_eq!(link.vxlan, link.vxlan.map(|vxlan| device.vxlan_of(&vxlan)));
+        prop_assert!(link.vxlan.is_some_and(|vxlan| !vxlan.learning && vxlan.local == Some(device.local)));
         for wanted in &desired.addresses {
             let has = |a: &Address| a.ifindex == link.index && a.address == *wanted;
             prop_assert_eq!(kernel.state.addresses.iter().filter(|a| has(a)).count(), 1);
@@ -354,7 +375,7 @@ fn assert_is(kernel: &Kernel, desired: &Desired) -> Result<(), TestCaseError> {
     for family in &desired.forwarding {
         prop_assert_eq!(kernel.state.sysctls[crate::plan::forwarding_sysctl(*family)].as_str(), "1");
     }
-    let ours = kernel.state.held();
+    let ours = kernel.state.held(&kernel.naming);
     prop_assert_eq!(ours.len(), desired.devices.len());
     Ok(())
 }
@@ -369,8 +390,8 @@ proptest! {
         (first, facts, mischiefs) in (snapshots(), facts(), prop::collection::vec(mischief(), 0..10)),
         (second, later) in (snapshots(), facts()),
         failing in prop::collection::vec(0..40_usize, 0..5),
+        mut kernel in nodes(),
     ) {
-        let mut kernel = Kernel::new();
         let start = desired(&first, &facts, &kernel);
         kernel.carry_out(&plan(&start, &kernel.state, Deletes::Allowed), &[]);
         for mischief in &mischiefs {
@@ -399,8 +420,8 @@ proptest! {
     fn one_pass_is_enough(
         (first, second, facts) in (snapshots(), snapshots(), facts()),
         mischiefs in prop::collection::vec(mischief(), 0..6),
+        mut kernel in nodes(),
     ) {
-        let mut kernel = Kernel::new();
         let start = desired(&first, &facts, &kernel);
         kernel.carry_out(&plan(&start, &kernel.state, Deletes::Allowed), &[]);
         for mischief in &mischiefs {
@@ -416,13 +437,13 @@ proptest! {
 
     /// The fast way leads where the slow one does.
     #[test]
-    fn a_delta_leads_to_the_same((config, first, second, facts) in (
+    fn a_delta_leads_to_the_same((config, first, second, facts, mut kernel) in (
         configs(),
         prop::collection::vec(records(), 0..8),
         prop::collection::vec(records(), 0..8),
         facts(),
+        prop_oneof![Just(Kernel::new()), Just(Kernel::of_flannel(&[]))],
     )) {
-        let mut kernel = Kernel::new();
         let first = snapshot(config.clone(), first);
         let second = snapshot(config, second);
         let old = desired(&first, &facts, &kernel);
@@ -442,8 +463,9 @@ proptest! {
 
     /// Before the store has answered, nothing goes: whatever led to a peer goes on to do so.
     #[test]
-    fn what_is_remembered_takes_nothing_away((first, second, facts) in (snapshots(), snapshots(), facts())) {
-        let mut kernel = Kernel::new();
+    fn what_is_remembered_takes_nothing_away(
+        (first, second, facts, mut kernel) in (snapshots(), snapshots(), facts(), nodes()),
+    ) {
         let start = desired(&first, &facts, &kernel);
         kernel.carry_out(&plan(&start, &kernel.state, Deletes::Allowed), &[]);
         let before = kernel.state.clone();

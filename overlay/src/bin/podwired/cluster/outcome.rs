@@ -131,6 +131,7 @@ pub(super) fn pass(report: &Report) -> Pass {
         ..NodeConfig::default()
     });
     let stranded = report.desired.as_ref().and_then(|desired| desired.stranded());
+    let stranded = stranded.or_else(|| report.barred.clone());
     Pass { number: report.number, is_in, failure, stranded, node }
 }
 
