@@ -21,6 +21,8 @@ use document::{Field, Place};
 use layers::Layers;
 use tracing_subscriber::EnvFilter;
 
+use crate::cluster::ClusterConfig;
+
 pub use document::Mistake;
 pub use etcd::Etcd;
 pub use keys::KEYS;
@@ -94,6 +96,19 @@ pub enum Store {
     },
     /// In etcd.
     Etcd(Box<Etcd>),
+    /// As the Nodes of a Kubernetes cluster.
+    Kubernetes(Box<Kubernetes>),
+}
+
+/// How Kubernetes is reached, and what the cluster is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// A file that says where the API server is and who this node is; `None`: the pod's own service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// Whether nodes that flannel runs on are peers, and this one is theirs.
+    pub flannel_peers: bool,
+    /// The settings that all nodes share: each node has them in its own file, all the same.
+    pub shared: ClusterConfig,
 }
 
 impl Store {
@@ -328,10 +343,13 @@ fn read(layers: &mut Layers, host_name: &str) -> Config {
 
 /// The kernel gives a port to one socket, and to a VXLAN device before the probes.
 fn complain_of_ports(layers: &mut Layers, config: &Config) {
-    let Config { cluster: Some(Cluster { store: Store::Etcd(etcd), .. }), probes, .. } = config else {
-        return;
+    let Config { cluster: Some(Cluster { store, .. }), probes, .. } = config else { return };
+    let shared = match store {
+        Store::File { .. } => None,
+        Store::Etcd(etcd) => etcd.initial.as_ref(),
+        Store::Kubernetes(kubernetes) => Some(&kubernetes.shared),
     };
-    let Some(shared) = &etcd.initial else { return };
+    let Some(shared) = shared else { return };
     if layers.has_mistakes() || !shared.ports().any(|port| port == probes.port) {
         return;
     }
@@ -352,14 +370,18 @@ enum Kind {
     None,
     File,
     Etcd,
+    Kubernetes,
 }
 
 fn read_cluster(layers: &mut Layers) -> Option<Cluster> {
-    let words = [("none", Kind::None), ("file", Kind::File), ("etcd", Kind::Etcd)];
+    let words =
+        [("none", Kind::None), ("file", Kind::File), ("etcd", Kind::Etcd), ("kubernetes", Kind::Kubernetes)];
     let kind = layers.read("cluster.store", |field| field.choice(&words));
     // Its keys are checked also where no store uses them.
     let path = layers.read("cluster.file.path", required_file);
     let leave_at_shutdown = layers.read("cluster.leave_at_shutdown", switch);
+    let kubeconfig = layers.read("cluster.kubernetes.kubeconfig", file);
+    let flannel_peers = layers.read("cluster.kubernetes.flannel_peers", switch);
     let shared = shared::read(layers, "cluster.");
     let given = |layers: &Layers, what: fn(&str) -> bool| {
         KEYS.iter().map(|key| key.name).find(|key| what(key) && layers.is_given(key))
@@ -370,7 +392,7 @@ fn read_cluster(layers: &mut Layers) -> Option<Cluster> {
             let other = |key: &str| key.starts_with("cluster.") && key != "cluster.store";
             if let Some(key) = given(layers, other).filter(|_| !layers.is_given("cluster.store")) {
                 let why = format!(
-                    "is missing while {key} is given: \"file\", \"etcd\", or \"none\" for no cluster"
+                    "is missing while {key} is given: \"file\", \"etcd\", \"kubernetes\", or \"none\" for no cluster"
                 );
                 layers.complain(key, "cluster.store", why);
             }
@@ -395,6 +417,24 @@ fn read_cluster(layers: &mut Layers) -> Option<Cluster> {
                 layers.complain(key, "cluster.range", why);
             }
             Store::Etcd(Box::new(etcd::read(layers, has_ranges.then_some(shared))))
+        }
+        Kind::Kubernetes => {
+            if shared.ranges.is_empty() && !layers.has_mistakes() {
+                let why = "is missing: the ranges that Kubernetes takes the nodes' podCIDRs from (--cluster-cidr of its \
+                           controller manager), each with the prefix length of a node's part (--node-cidr-mask-size)";
+                layers.complain("cluster.store", "cluster.range", why);
+            }
+            let useless = [
+                ("cluster.reclaim_after_hours", shared.reclaim_after_seconds.is_some()),
+                ("cluster.leave_at_shutdown", leave_at_shutdown),
+            ];
+            for (key, _) in useless.into_iter().filter(|(_, is_set)| *is_set) {
+                let why = "is of no use where cluster.store is \"kubernetes\": a node has its podCIDRs for as long as \
+                           Kubernetes has a Node of its name";
+                layers.complain(key, key, why);
+            }
+            let shared = ClusterConfig { reclaim_after_seconds: None, ..shared };
+            Store::Kubernetes(Box::new(Kubernetes { kubeconfig, flannel_peers, shared }))
         }
     };
     Some(Cluster { store, leave_at_shutdown })

@@ -2,6 +2,8 @@
 
 pub mod etcd;
 pub mod file;
+pub mod kubernetes;
+mod outbox;
 
 use std::collections::BTreeSet;
 use std::future::Future;

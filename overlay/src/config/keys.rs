@@ -31,6 +31,8 @@ pub const KEYS: &[Key] = &[
     key("cluster.etcd.key", r#""""#),
     key("cluster.etcd.username", r#""""#),
     key("cluster.etcd.password_file", r#""""#),
+    key("cluster.kubernetes.kubeconfig", r#""""#),
+    key("cluster.kubernetes.flannel_peers", "false"),
     key("overlay.interface", r#""""#),
     key("overlay.addresses", "[]"),
     key("network.name", r#""podwire""#),

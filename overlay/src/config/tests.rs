@@ -155,7 +155,11 @@ fn every_key_can_be_given() {
     let left: Vec<_> = resolved
         .settings
         .iter()
-        .filter(|setting| setting.origin == "default" && !setting.key.starts_with("cluster.file."))
+        .filter(|setting| {
+            let is_other_store =
+                ["cluster.file.", "cluster.kubernetes."].iter().any(|store| setting.key.starts_with(store));
+            setting.origin == "default" && !is_other_store
+        })
         .collect();
     assert!(left.is_empty(), "this test gives every key: {left:?}");
 
@@ -163,6 +167,45 @@ fn every_key_can_be_given() {
     let shown = resolved.settings.iter().filter(|setting| setting.origin != "default");
     let shown: String = shown.map(|setting| format!("{} = {}\n", setting.key, setting.value)).collect();
     assert_eq!(of_file(&shown), expected);
+}
+
+#[test]
+fn a_cluster_of_kubernetes_has_its_settings_in_each_node_s_file() {
+    let text = r#"
+        [cluster]
+        store = "kubernetes"
+        range = [{ range = "10.244.0.0/16", subnet_prefix = 24 }]
+        direct_routing = "auto"
+        [cluster.kubernetes]
+        kubeconfig = "/etc/podwire/kubeconfig"
+        flannel_peers = true"#;
+    let Some(Cluster { store: Store::Kubernetes(kubernetes), .. }) = of_file(text).cluster else { panic!() };
+    assert_eq!(kubernetes.kubeconfig, Some("/etc/podwire/kubeconfig".into()));
+    assert!(kubernetes.flannel_peers);
+    let ClusterConfig { name, ranges, direct_routing, .. } = kubernetes.shared;
+    assert_eq!((name.as_str(), ranges.len(), direct_routing), ("podwire", 1, DirectRouting::Auto));
+
+    let wrong = |more: &str| {
+        let text = format!("[cluster]\nstore = \"kubernetes\"\n{more}");
+        resolve(Some(&text), &[], &[]).unwrap_err().to_string()
+    };
+    let range = "range = [{ range = \"10.244.0.0/16\", subnet_prefix = 24 }]\n";
+    for (more, why) in [
+        (String::new(), "podwired.toml:2: cluster.range: is missing: the ranges that Kubernetes takes"),
+        (
+            format!("{range}reclaim_after_hours = 48"),
+            "podwired.toml:4: cluster.reclaim_after_hours: is of no use",
+        ),
+        (
+            format!("{range}leave_at_shutdown = true"),
+            "podwired.toml:4: cluster.leave_at_shutdown: is of no use",
+        ),
+        (format!("{range}kubernetes.kubeconfig = \"x\""), "\"x\" is not a file's absolute path"),
+        (format!("{range}[probes]\nport = 8472"), "tunnel and probes need a UDP port each"),
+    ] {
+        let told = wrong(&more);
+        assert!(told.contains(why), "{more}: {told}");
+    }
 }
 
 #[test]

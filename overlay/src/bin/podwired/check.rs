@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use podwire_overlay::config::{Config, ConfigErrors, Etcd, Mistake, Resolved, Store};
+use podwire_overlay::config::{Config, ConfigErrors, Mistake, Resolved, Store};
 use serde_json::{Map, Value, json};
 
 use crate::cli::{Check, Cli};
@@ -43,7 +43,15 @@ fn wrong_files(config: &Config) -> Vec<Mistake> {
     match config.cluster.as_ref().map(|cluster| &cluster.store) {
         None => Vec::new(),
         Some(Store::File { path }) => wrong_peers(path, config),
-        Some(Store::Etcd(etcd)) => unreadable(etcd),
+        Some(Store::Etcd(etcd)) => unreadable(&[
+            ("cluster.etcd.ca", &etcd.ca),
+            ("cluster.etcd.certificate", &etcd.certificate),
+            ("cluster.etcd.key", &etcd.key),
+            ("cluster.etcd.password_file", &etcd.password_file),
+        ]),
+        Some(Store::Kubernetes(kubernetes)) => {
+            unreadable(&[("cluster.kubernetes.kubeconfig", &kubernetes.kubeconfig)])
+        }
     }
 }
 
@@ -72,18 +80,12 @@ fn wrong_peers(path: &Path, config: &Config) -> Vec<Mistake> {
     }
 }
 
-fn unreadable(etcd: &Etcd) -> Vec<Mistake> {
-    let files: [(&str, &Option<PathBuf>); 4] = [
-        ("cluster.etcd.ca", &etcd.ca),
-        ("cluster.etcd.certificate", &etcd.certificate),
-        ("cluster.etcd.key", &etcd.key),
-        ("cluster.etcd.password_file", &etcd.password_file),
-    ];
-    let unreadable = files.into_iter().filter_map(|(key, path)| {
+fn unreadable(files: &[(&str, &Option<PathBuf>)]) -> Vec<Mistake> {
+    let unreadable = files.iter().filter_map(|(key, path)| {
         let path = path.as_ref()?;
         let error = File::open(path).err()?;
         let why = format!("cannot be read: {error}");
-        Some(Mistake { place: path.display().to_string(), key: key.to_owned(), why })
+        Some(Mistake { place: path.display().to_string(), key: (*key).to_owned(), why })
     });
     unreadable.collect()
 }

@@ -1,6 +1,6 @@
-//! What is told to the agent, in order, without ever waiting for it.
+//! What is told to the agent: what is new of it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use crate::claims::{Replica, Standing};
 use crate::cluster::Snapshot;
 use crate::store::StoreEvent;
+use crate::store::outbox::Outbox as Queue;
 
 /// The shortest time between two snapshots: thousands of nodes may join within a second, and each snapshot is work for all that
 /// hear of it. The first after a quiet time is told at once.
@@ -19,8 +20,7 @@ const MOST_NOTICES: usize = 20;
 
 /// The way to the agent.
 pub(super) struct Outbox {
-    events: mpsc::Sender<StoreEvent>,
-    queue: VecDeque<StoreEvent>,
+    queue: Queue,
     standing: Option<Standing>,
     lacks: Option<String>,
     problems: BTreeMap<String, String>,
@@ -32,8 +32,7 @@ pub(super) struct Outbox {
 impl Outbox {
     pub(super) fn new(events: mpsc::Sender<StoreEvent>) -> Self {
         Self {
-            events,
-            queue: VecDeque::new(),
+            queue: Queue::new(events),
             standing: None,
             lacks: None,
             problems: BTreeMap::new(),
@@ -44,20 +43,12 @@ impl Outbox {
     }
 
     pub(super) fn push(&mut self, event: StoreEvent) {
-        self.queue.push_back(event);
+        self.queue.push(event);
     }
 
-    /// Delivers one event, and waits for ever if there is none; `false`: nobody listens any more. Nothing is lost if it is
-    /// dropped while it waits.
+    /// See [`Queue::deliver`].
     pub(super) async fn deliver(&mut self) -> bool {
-        if self.queue.is_empty() {
-            return std::future::pending().await;
-        }
-        let Ok(permit) = self.events.reserve().await else { return false };
-        if let Some(event) = self.queue.pop_front() {
-            permit.send(event);
-        }
-        true
+        self.queue.deliver().await
     }
 
     /// Says where this node stands, if that is new.
@@ -102,7 +93,7 @@ impl Outbox {
             new.iter().take(MOST_NOTICES).map(|(key, why)| format!("{prefix}/v1/{key} is left out: {why}"));
         let more = new.len().saturating_sub(MOST_NOTICES);
         let more = (more > 0).then(|| format!("{more} more keys below {prefix}/v1/ are left out"));
-        self.queue.extend(told.chain(more).map(StoreEvent::Notice));
+        told.chain(more).for_each(|notice| self.queue.push(StoreEvent::Notice(notice)));
         self.problems = problems;
     }
 
@@ -122,8 +113,6 @@ impl Outbox {
         if next.is_some_and(|next| next > Instant::now()) {
             return next;
         }
-        // One that the agent has not taken yet is of no use any more.
-        self.queue.retain(|event| !matches!(event, StoreEvent::Snapshot { .. }));
         self.push(StoreEvent::Snapshot { snapshot: snapshot.clone(), absent: Some(absent.clone()), mark });
         self.shown = Some((snapshot.clone(), absent.clone()));
         self.shown_at = Some(Instant::now());

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use podwire_overlay::config::{Config, Store};
+use podwire_overlay::config::{Config, Kubernetes, Store};
 use podwire_overlay::store::etcd::{EtcdSettings, EtcdStore, Timing};
 use podwire_overlay::store::file::FileStore;
+use podwire_overlay::store::kubernetes::KubernetesStore;
 use podwire_overlay::store::{Announcement, ClusterStore, Identity, Remembered, StoreContext, StoreEvent};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle, spawn_local};
@@ -26,6 +27,9 @@ pub(super) fn open(config: &Config, reload: &Arc<Notify>) -> Result<Box<dyn Clus
                 timing: Timing::default(),
             };
             Ok(Box::new(EtcdStore::new(settings, etcd.initial.clone())))
+        }
+        Some(Store::Kubernetes(kubernetes)) => {
+            Ok(Box::new(KubernetesStore::new(Kubernetes::clone(kubernetes))))
         }
         None => Err("there is no cluster".to_owned()),
     }

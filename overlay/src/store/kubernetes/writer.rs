@@ -1,0 +1,230 @@
+//! Keeps this node's own Node as it should be: its annotations, and the condition NetworkUnavailable.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::client::{Access, Failure, What};
+use super::condition::{Difference, Wanted};
+use super::object::{self, Node};
+use super::{Said, Timing, record};
+use crate::config::Kubernetes;
+use crate::store::{Announcement, Health};
+
+const ANNOTATE: What = What { verb: "patch", resource: "nodes" };
+const CONDITION: What = What { verb: "patch", resource: "nodes/status" };
+
+const MERGE: &str = "application/merge-patch+json";
+const STRATEGIC_MERGE: &str = "application/strategic-merge-patch+json";
+
+/// So often in a row has somebody changed what this node wrote before an administrator is told.
+const FIGHT: u32 = 3;
+
+/// The task that writes.
+pub(super) struct Writer {
+    pub(super) access: Rc<Access>,
+    /// The path of the Node.
+    pub(super) path: String,
+    /// The installation that this is.
+    pub(super) instance: String,
+    pub(super) kubernetes: Rc<Kubernetes>,
+    pub(super) timing: Timing,
+    /// The Node, as it was last heard of; `None`: there is none, as far as is known.
+    pub(super) own: watch::Receiver<Option<Arc<Node>>>,
+    pub(super) announcement: watch::Receiver<Announcement>,
+    pub(super) health: watch::Receiver<Health>,
+    /// What is to be told of it.
+    pub(super) said: mpsc::UnboundedSender<Said>,
+}
+
+/// When a part of the Node may be written, and whether somebody else writes it too.
+#[derive(Debug)]
+struct Pace<T> {
+    not_before: Instant,
+    failures: u32,
+    written: Option<(T, Instant)>,
+    /// So often in a row the same was written, because somebody had changed it.
+    put_back: u32,
+    /// The last failure that was told.
+    told: Option<Failure>,
+}
+
+impl<T: PartialEq> Pace<T> {
+    fn new(now: Instant) -> Self {
+        Self { not_before: now, failures: 0, written: None, put_back: 0, told: None }
+    }
+
+    /// It was written. Says whether an administrator is to be told that somebody else writes it too.
+    fn wrote(&mut self, wanted: T, now: Instant, timing: &Timing) -> bool {
+        let is_again = self.written.as_ref().is_some_and(|(written, at)| {
+            *written == wanted && now.duration_since(*at) < timing.longest_put_back * 2
+        });
+        self.put_back = if is_again { self.put_back.saturating_add(1) } else { 0 };
+        self.written = Some((wanted, now));
+        self.failures = 0;
+        self.told = None;
+        // The pause is also for what comes from the watch now and was so before.
+        let pause = timing.put_back.saturating_mul(1 << self.put_back.min(12));
+        self.not_before = now + pause.min(timing.longest_put_back);
+        self.put_back == FIGHT
+    }
+
+    /// It could not be. Returns what is to be told of it, once.
+    fn failed(&mut self, failure: Failure, now: Instant, timing: &Timing) -> Option<String> {
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = now + timing.pause_after(self.failures);
+        let is_news = match failure.code() {
+            // The Node is another one, or gone: the watch will say so. Who this node is, is read again.
+            Some(401 | 404 | 409 | 422) if self.failures < 3 => false,
+            Some(_) => self.told.as_ref() != Some(&failure),
+            // That the server does not answer is known from the watch.
+            None => false,
+        };
+        is_news.then(|| self.told.insert(failure).to_string())
+    }
+}
+
+/// What the annotations are written for.
+type Statement = (String, Announcement);
+
+/// What the condition is written for.
+type Verdict = (String, Wanted);
+
+impl Writer {
+    /// Goes on for ever.
+    pub(super) async fn run(mut self) {
+        let now = Instant::now();
+        let (mut annotations, mut condition) = (Pace::<Statement>::new(now), Pace::<Verdict>::new(now));
+        let mut node: Option<Arc<Node>> = self.own.borrow_and_update().clone();
+        let mut unready_since = now;
+        loop {
+            let now = Instant::now();
+            if self.health.borrow_and_update().is_ready {
+                unready_since = now;
+            }
+            let unready = now.duration_since(unready_since);
+            let mut next =
+                (unready < self.timing.not_ready_after).then(|| unready_since + self.timing.not_ready_after);
+            if let Some(seen) = node.clone() {
+                let due = [
+                    self.annotate(&seen, &mut annotations, &mut node).await,
+                    self.judge(&seen, unready, &mut condition, &mut node).await,
+                ];
+                next = due.into_iter().flatten().chain(next).min();
+            }
+            tokio::select! {
+                heard = self.own.changed() => match heard {
+                    Ok(()) => node.clone_from(&self.own.borrow_and_update()),
+                    Err(_) => return std::future::pending().await,
+                },
+                Ok(()) = self.announcement.changed() => {}
+                Ok(()) = self.health.changed() => {}
+                () = sleep_until(next.unwrap_or(now)), if next.is_some() => {}
+            }
+        }
+    }
+
+    /// Writes the annotations if they differ and it is time; else says when.
+    async fn annotate(
+        &mut self,
+        seen: &Node,
+        pace: &mut Pace<Statement>,
+        node: &mut Option<Arc<Node>>,
+    ) -> Option<Instant> {
+        let announcement = self.announcement.borrow_and_update().clone();
+        let changes = record::changes(seen, &announcement, &self.instance, &self.kubernetes);
+        if changes.is_empty() {
+            return None;
+        }
+        if Instant::now() < pace.not_before {
+            return Some(pace.not_before);
+        }
+        let patch = record::patch(seen, &changes);
+        let written = self.write(ANNOTATE, &self.path, MERGE, &patch).await;
+        let now = Instant::now();
+        match written {
+            Ok(written) => {
+                let keys: Vec<&str> = changes.into_keys().collect();
+                tracing::debug!(annotations = keys.join(", "), "this node's Node is annotated");
+                if pace.wrote((seen.metadata.uid.clone(), announcement), now, &self.timing) {
+                    self.say(Said::Fight { what: format!("the annotations {}", keys.join(", ")) });
+                }
+                *node = Some(written);
+            }
+            Err(failure) => {
+                if let Some(why) = pace.failed(failure, now, &self.timing) {
+                    self.say(Said::Hindered { why });
+                }
+            }
+        }
+        Some(pace.not_before)
+    }
+
+    /// The same for the condition.
+    async fn judge(
+        &mut self,
+        seen: &Node,
+        unready: Duration,
+        pace: &mut Pace<Verdict>,
+        node: &mut Option<Arc<Node>>,
+    ) -> Option<Instant> {
+        let wanted = Wanted::of(&self.health.borrow(), unready, self.timing.not_ready_after)?;
+        let written_at = pace.written.as_ref().map(|(_, at)| *at);
+        let due = match (wanted.difference(seen), written_at) {
+            (Difference::None, _) => return None,
+            // The text alone may change often.
+            (Difference::Message, Some(at)) => pace.not_before.max(at + self.timing.message_pause),
+            _ => pace.not_before,
+        };
+        if Instant::now() < due {
+            return Some(due);
+        }
+        let path = format!("{}/status", self.path);
+        // Subsecond digits are none of this API's times.
+        let now =
+            Timestamp::now().round(k8s_openapi::jiff::Unit::Second).unwrap_or_else(|_| Timestamp::now());
+        let written =
+            self.write(CONDITION, &path, STRATEGIC_MERGE, &wanted.patch(seen, &now.to_string())).await;
+        let now = Instant::now();
+        match written {
+            Ok(written) => {
+                if wanted.difference(seen) == Difference::Status {
+                    self.say(Said::Readiness { wanted: wanted.clone() });
+                }
+                if pace.wrote((seen.metadata.uid.clone(), wanted), now, &self.timing) {
+                    self.say(Said::Fight { what: "the condition NetworkUnavailable".to_owned() });
+                }
+                *node = Some(written);
+            }
+            Err(failure) => {
+                if let Some(why) = pace.failed(failure, now, &self.timing) {
+                    self.say(Said::Hindered { why });
+                }
+            }
+        }
+        Some(pace.not_before)
+    }
+
+    async fn write(
+        &self,
+        what: What,
+        path: &str,
+        kind: &'static str,
+        patch: &serde_json::Value,
+    ) -> Result<Arc<Node>, Failure> {
+        let answer = self.access.patch(what, path, kind, patch).await?;
+        match object::node(&answer) {
+            Ok(node) => Ok(Arc::new(node)),
+            Err(error) => Err(Failure::broken(what, format!("the answer cannot be read: {error}"))),
+        }
+    }
+
+    fn say(&self, said: Said) {
+        // Nobody listens when the store ends.
+        let _ = self.said.send(said);
+    }
+}
