@@ -100,6 +100,17 @@ pub enum Store {
     Kubernetes(Box<Kubernetes>),
 }
 
+impl Store {
+    /// Its name in the configuration.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::File { .. } => "file",
+            Self::Etcd(_) => "etcd",
+            Self::Kubernetes(_) => "kubernetes",
+        }
+    }
+}
+
 /// How Kubernetes is reached, and what the cluster is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kubernetes {
@@ -109,16 +120,6 @@ pub struct Kubernetes {
     pub flannel_peers: bool,
     /// The settings that all nodes share: each node has them in its own file, all the same.
     pub shared: ClusterConfig,
-}
-
-impl Store {
-    /// Its name in the configuration.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::File { .. } => "file",
-            Self::Etcd(_) => "etcd",
-        }
-    }
 }
 
 /// See [`Config::overlay`].
