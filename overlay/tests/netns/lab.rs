@@ -134,6 +134,8 @@ pub(crate) struct World {
     pub(crate) snapshot: Snapshot,
     pub(crate) number: u64,
     pub(crate) ipv6: bool,
+    /// What the store says of this node's own addresses.
+    pub(crate) stated: Vec<IpAddr>,
 }
 
 impl World {
@@ -149,7 +151,7 @@ impl World {
         };
         nodes.insert(OWN.to_owned(), Arc::new(own));
         nodes.extend((1..=peers).map(|number| (name(number), Arc::new(record(number)))));
-        Self { snapshot: Snapshot { config: config(), nodes }, number: 0, ipv6: true }
+        Self { snapshot: Snapshot { config: config(), nodes }, number: 0, ipv6: true, stated: Vec::new() }
     }
 
     /// The same with IPv4 pods alone.
@@ -181,8 +183,12 @@ impl World {
     pub(crate) fn input(&mut self, live: bool) -> Input {
         self.number += 1;
         let own = &self.snapshot.nodes[OWN];
-        let membership =
-            Membership { subnets: own.subnets.clone(), generation: 1, claimed: 0, ..Membership::default() };
+        let membership = Membership {
+            subnets: own.subnets.clone(),
+            generation: 1,
+            claimed: 0,
+            addresses: self.stated.clone(),
+        };
         Input { number: self.number, snapshot: Arc::new(self.snapshot.clone()), membership, live }
     }
 
@@ -250,7 +256,8 @@ impl Kernel {
         let named = |index: Option<u32>| names.get(&index.unwrap_or(0)).cloned().unwrap_or_default();
         for link in &links {
             let up = if link.flags.up { "up" } else { "down" };
-            let is_named = ["podwire", "pw4.", "pw6."].iter().any(|start| link.name.starts_with(start));
+            let is_named =
+                ["podwire", "pw4.", "pw6.", "flannel"].iter().any(|start| link.name.starts_with(start));
             let ours = if let Some(vxlan) = link.vxlan.as_ref().filter(|_| is_named) {
                 let mac = link.mac.expect("a MAC address");
                 let local = vxlan.local.map(|ip| ip.to_string()).unwrap_or_default();

@@ -10,6 +10,8 @@ mod faults;
 #[cfg(test)]
 mod filter;
 #[cfg(test)]
+mod flannel;
+#[cfg(test)]
 mod lab;
 #[cfg(test)]
 mod life;

@@ -2,9 +2,10 @@
 
 use podwire_kernel::testing::{eventually, in_new_netns};
 use podwire_overlay::cluster::DirectRouting;
+use podwire_overlay::dataplane::Report;
 
 use super::lab::{
-    Agent, Kernel, SOON, World, address, configure_uplink, ip, settings, sh, until_kernel_is, uplink,
+    Agent, DEVICE, Kernel, SOON, World, address, configure_uplink, ip, settings, sh, until_kernel_is, uplink,
 };
 
 fn settled(test: impl FnOnce(Agent, World) + Send + 'static) {
@@ -152,6 +153,35 @@ fn a_configured_link_and_addresses_are_used_whatever_the_default_route() {
         });
         let report = agent.report(|report| !report.announcement.addresses.is_empty());
         assert_eq!(report.announcement.addresses, [address("203.0.113.2")]);
+        agent.stop();
+    });
+}
+
+#[test]
+fn the_link_is_the_one_with_the_address_that_the_store_says() {
+    settled(|mut agent, mut world| {
+        sh("ip link add eth1 type veth peer name far; ip link set eth1 up; ip link set far up
+            ip addr add 203.0.113.1/24 dev eth1; ip addr add 203.0.113.2/32 dev eth1");
+        let of =
+            |report: &Report| (report.announcement.addresses.clone(), report.underlay.links[0].name.clone());
+        let expect = |ip: &str, link: &str| (vec![address(ip), address("2001:db8::1")], link.to_owned());
+        for (stated, own, link) in [
+            ("203.0.113.2", "203.0.113.2", "eth1"),
+            ("203.0.113.1", "203.0.113.1", "eth1"),
+            // Where others find this node is not where it is.
+            ("198.51.100.77", "192.0.2.1", "eth0"),
+            ("203.0.113.2", "203.0.113.2", "eth1"),
+        ] {
+            world.stated = vec![address(stated)];
+            let report = agent.tell(&mut world);
+            assert_eq!(of(&report), expect(own, link), "{stated}");
+            assert!(ip(&format!("-d link show {DEVICE}")).contains(&format!("local {own} ")), "{stated}");
+        }
+        // It goes, and comes back.
+        ip("addr del 203.0.113.2/32 dev eth1");
+        agent.report(|report| of(report) == expect("192.0.2.1", "eth0"));
+        ip("addr add 203.0.113.2/32 dev eth1");
+        agent.report(|report| of(report) == expect("203.0.113.2", "eth1"));
         agent.stop();
     });
 }

@@ -151,7 +151,8 @@ async fn control(node: &Rc<Node>, request: &Request) -> Reply {
         // What comes of it the log says, and /v1/status.
         "/v1/reload" => {
             node.reload.notify_one();
-            Reply::text(StatusCode::ACCEPTED, "the configuration is read again\n")
+            let message = "the configuration is read again".to_owned();
+            Reply::json(ok, &ActionAnswer { message: Some(message), error: None })
         }
         _ => Reply::not_found(request),
     }
