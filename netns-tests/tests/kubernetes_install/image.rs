@@ -1,0 +1,322 @@
+//! The image in a real containerd, its containers confined as the manifests say.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Container;
+use podwire_netns_tests::apiserver::{AGENT_TOKEN, Account, ApiServer, NodeSpec, Rule, ServerOptions, Tls};
+use podwire_netns_tests::containerd::{Containerd, DEBIAN};
+use podwire_netns_tests::image::BUSYBOX;
+use podwire_netns_tests::{Lab, LabError, Node, NodeOptions, Result, dist_dir, wait_for};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::manifests::{containers, mounts, only, pod};
+use crate::rendered::{conf, render};
+
+/// Makes the image of the programs under test.
+fn build(to: &Path) -> Result<String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/build-image");
+    let done = Command::new(script)
+        .arg(to)
+        .env("PODWIRE_DIST", fs::canonicalize(dist_dir()).map_err(LabError::because("find the programs"))?)
+        .output()
+        .map_err(LabError::because("start scripts/build-image"))?;
+    if !done.status.success() {
+        return Err(LabError::new(format!("scripts/build-image: {}", String::from_utf8_lossy(&done.stderr))));
+    }
+    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+}
+
+/// The files of an archive.
+fn unpack(archive: &[u8]) -> Vec<(PathBuf, u32, Vec<u8>)> {
+    let mut archive = tar::Archive::new(archive);
+    let entries = archive.entries().expect("a tar archive");
+    let files = entries.map(|entry| {
+        use std::io::Read;
+        let mut entry = entry.expect("an entry");
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).expect("its content");
+        (entry.path().expect("its path").into_owned(), entry.header().mode().expect("its mode"), content)
+    });
+    files.collect()
+}
+
+fn digest(content: &[u8]) -> String {
+    let hash = Sha256::digest(content);
+    format!("sha256:{}", hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+}
+
+#[test]
+fn the_image_is_one_by_the_specification_and_the_same_each_time() -> Result<()> {
+    let lab = Lab::new("image")?;
+    let archives = [lab.dir().join("one.tar"), lab.dir().join("two.tar")];
+    for archive in &archives {
+        build(archive)?;
+    }
+    let [one, two] = archives.map(|archive| fs::read(archive).unwrap_or_default());
+    assert_eq!(digest(&one), digest(&two));
+    let files = unpack(&one);
+    let content = |path: &str| {
+        let found = files.iter().find(|(name, ..)| name == Path::new(path));
+        found.map(|(_, _, content)| content.as_slice()).unwrap_or_else(|| panic!("no {path}"))
+    };
+    let json = |content: &[u8]| serde_json::from_slice::<Value>(content).expect("JSON");
+    let blob = |descriptor: &Value| {
+        let name = descriptor["digest"]
+            .as_str()
+            .and_then(|digest| digest.strip_prefix("sha256:"))
+            .expect("a digest");
+        let content = content(&format!("blobs/sha256/{name}"));
+        assert_eq!(digest(content), descriptor["digest"].as_str().unwrap_or_default());
+        assert_eq!(content.len() as u64, descriptor["size"].as_u64().unwrap_or_default());
+        content
+    };
+    assert_eq!(json(content("oci-layout")), json!({"imageLayoutVersion": "1.0.0"}));
+    let index = json(content("index.json"));
+    let manifest = json(blob(&index["manifests"][0]));
+    let config = json(blob(&manifest["config"]));
+    blob(&manifest["layers"][0]);
+    assert_eq!(config["config"]["Entrypoint"], json!(["/usr/local/bin/podwired"]));
+    assert_eq!(config["config"]["Env"], json!(["PATH=/usr/local/bin"]), "for kubectl exec … podwirectl");
+    assert_eq!(config["config"]["Labels"]["org.opencontainers.image.version"], env!("CARGO_PKG_VERSION"));
+    let dockerfile = fs::read_to_string(conf("../Dockerfile")).expect("Dockerfile");
+    for line in ["FROM scratch", "ENV PATH=/usr/local/bin", "ENTRYPOINT [\"/usr/local/bin/podwired\"]"] {
+        assert!(dockerfile.lines().any(|is| is == line), "Dockerfile has no line {line}");
+    }
+    Ok(())
+}
+
+/// A node with containerd and the image.
+struct Scene {
+    node: Node,
+    containerd: Containerd,
+    image: String,
+}
+
+impl Scene {
+    fn new(name: &str) -> Result<Self> {
+        let node =
+            Lab::new(name)?.node_with("n", &NodeOptions { no_plugins: true, ..NodeOptions::default() })?;
+        // As systemd has it, so that containers see what is mounted later.
+        node.run("mount", &["--make-rshared", "/run"])?.success("share /run")?;
+        let containerd = Containerd::start(&node, DEBIAN)?;
+        let archive = node.lab().dir().join("podwire.tar");
+        build(&archive)?;
+        containerd.ctr(&["-n", "k8s.io", "images", "import", &archive.to_string_lossy()])?;
+        let image = format!("docker.io/library/podwire:{}", env!("CARGO_PKG_VERSION"));
+        Ok(Self { node, containerd, image })
+    }
+
+    /// Starts a container with the confinement, mounts and arguments of one of the DaemonSet's, as a kubelet would.
+    fn run(&self, container: &Container, options: &[&str], args: &[String]) -> Result<String> {
+        let context = container.security_context.clone().unwrap_or_default();
+        let mut words: Vec<String> = ["-n", "k8s.io", "run", "--net-host", "--read-only", "--seccomp"]
+            .into_iter()
+            .chain(options.iter().copied())
+            .map(str::to_owned)
+            .collect();
+        let capabilities = context.capabilities.unwrap_or_default();
+        let added = capabilities.add.unwrap_or_default();
+        assert_eq!(capabilities.drop, Some(vec!["ALL".to_owned()]));
+        words.extend(
+            USUAL
+                .iter()
+                .filter(|name| !added.iter().any(|is| is == *name))
+                .flat_map(|name| ["--cap-drop".to_owned(), format!("CAP_{name}")]),
+        );
+        words.extend(added.iter().flat_map(|name| ["--cap-add".to_owned(), format!("CAP_{name}")]));
+        words.extend([self.image.clone(), container.name.clone(), "/usr/local/bin/podwired".to_owned()]);
+        words.extend_from_slice(args);
+        self.containerd.ctr(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+}
+
+/// What containerd gives a container that asks for nothing.
+const USUAL: [&str; 14] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
+];
+
+/// The mounts of a container as `ctr` takes them.
+fn bind(pod: &k8s_openapi::api::core::v1::PodSpec, container: &Container) -> Vec<String> {
+    let mounts = mounts(pod, container);
+    let mounts = mounts.iter().map(|(inside, (outside, is_writable))| {
+        let how = if *is_writable { "rw" } else { "ro" };
+        let slave = if outside == Path::new("/run/netns") { "rslave" } else { "rprivate" };
+        format!("type=bind,src={},dst={},options=rbind:{slave}:{how}", outside.display(), inside.display())
+    });
+    mounts.flat_map(|mount| ["--mount".to_owned(), mount]).collect()
+}
+
+const NODE: &str = "node-1";
+const ADDRESS: &str = "172.30.0.1";
+const POD_CIDR: &str = "10.244.7.0/24";
+/// Where the kubelet puts a pod's account, by a path without links.
+const ACCOUNT: &str = "/run/secrets/kubernetes.io/serviceaccount";
+
+/// The API server on the node, with the Node, and with an account that may do what the manifests say.
+fn api_server(node: &Node, documents: &[Value]) -> Result<ApiServer> {
+    let directory = node.lab().dir().join("tls");
+    fs::create_dir(&directory).map_err(LabError::because("make a directory"))?;
+    let options = ServerOptions {
+        listen: (std::net::Ipv4Addr::UNSPECIFIED, 6443).into(),
+        network: Some(Arc::new(node.netns().try_clone()?)),
+        tls: Some(Tls::make(&directory, &[std::net::Ipv4Addr::new(172, 30, 0, 1).into()], &[])?),
+        ..ServerOptions::default()
+    };
+    let server = ApiServer::start(&options)?;
+    server.admit(AGENT_TOKEN, Account { rules: rules(documents), ..Account::agent().bound_to(NODE) });
+    server.create_node(&NodeSpec::new(NODE).pod_cidrs(&[POD_CIDR]).internal_ips(&[ADDRESS]))?;
+    node.write(format!("{ACCOUNT}/token"), AGENT_TOKEN)?;
+    node.write(format!("{ACCOUNT}/ca.crt"), server.ca().unwrap_or_default())?;
+    node.write(format!("{ACCOUNT}/namespace"), "podwire-system")?;
+    Ok(server)
+}
+
+/// What the roles of the manifests allow.
+fn rules(documents: &[Value]) -> Vec<Rule> {
+    fn words(list: &Value) -> Vec<&str> {
+        list.as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+    }
+    let is_role = |document: &&Value| document["kind"].as_str().is_some_and(|kind| kind.ends_with("Role"));
+    let rules =
+        documents.iter().filter(is_role).flat_map(|role| role["rules"].as_array().into_iter().flatten());
+    let rules = rules.map(|rule| {
+        Rule::new(words(&rule["apiGroups"])[0], &words(&rule["resources"]), &words(&rule["verbs"]))
+    });
+    rules.collect()
+}
+
+#[test]
+fn a_node_is_installed_serves_pods_and_is_cleaned() -> Result<()> {
+    let documents = render(&conf("kubernetes"))?;
+    let pod = pod(&documents);
+    let [install, agent] = containers(&pod);
+    let mut scene = Scene::new("install")?;
+    let node = scene.node.clone();
+    for line in [
+        "link add u0 type veth peer name u1",
+        "addr add 172.30.0.1/24 dev u0",
+        "link set u0 up",
+        "link set u1 up",
+        "route add default via 172.30.0.254 dev u0",
+    ] {
+        node.run("ip", &line.split(' ').collect::<Vec<_>>())?.success(line)?;
+    }
+    let sysctl = |name: &str| {
+        node.run("cat", &[&format!("/proc/sys/net/{name}")]).map(|done| done.out().trim().to_owned())
+    };
+    node.run("sh", &["-c", "echo 0 > /proc/sys/net/ipv4/ip_forward"])?.success("switch forwarding off")?;
+    let server = api_server(&node, &documents)?;
+
+    // The init container, twice: as after a restart of the pod.
+    let args = install.args.clone().unwrap_or_default();
+    for (said, left) in [("installed", "unchanged"), ("unchanged", "installed")] {
+        for (_, (outside, _)) in mounts(&pod, install) {
+            fs::create_dir_all(node.path(outside)).map_err(LabError::because("make a mount's directory"))?;
+        }
+        let options: Vec<String> = ["--rm".to_owned()].into_iter().chain(bind(&pod, install)).collect();
+        let told = scene.run(install, &options.iter().map(String::as_str).collect::<Vec<_>>(), &args)?;
+        assert!(told.contains(said) && !told.contains(left), "{told}");
+    }
+    assert_eq!(
+        node.list("/opt/cni/bin"),
+        ["loopback", "podwire", "podwire-ipam", "podwire-tuning", "podwirectl", "podwired"]
+    );
+    let version = node.run("/opt/cni/bin/podwired", &["--version"])?.success("podwired --version")?;
+    assert_eq!(version.out().trim(), concat!("podwired ", env!("CARGO_PKG_VERSION")));
+
+    // The agent.
+    let config: k8s_openapi::api::core::v1::ConfigMap = only(&documents, "ConfigMap");
+    let text = &config.data.unwrap_or_default()["podwired.toml"];
+    node.write("/run/config/podwired.toml", text)?;
+    for (_, (outside, _)) in mounts(&pod, agent) {
+        fs::create_dir_all(node.path(outside)).map_err(LabError::because("make a mount's directory"))?;
+    }
+    let name = &agent.env.iter().flatten().next().expect("a variable").name;
+    let given = [
+        "--detach",
+        "--log-uri",
+        "file:///run/agent.log",
+        "--env",
+        &format!("{name}={NODE}"),
+        "--env",
+        &format!("KUBERNETES_SERVICE_HOST={ADDRESS}"),
+        "--env",
+        "KUBERNETES_SERVICE_PORT=6443",
+        "--mount",
+        "type=bind,src=/run/config,dst=/etc/podwire,options=rbind:ro",
+        "--mount",
+        &format!("type=bind,src={ACCOUNT},dst=/var{ACCOUNT},options=rbind:ro"),
+    ];
+    let bound = bind(&pod, agent);
+    let options: Vec<&str> = given.into_iter().chain(bound.iter().map(String::as_str)).collect();
+    scene.run(agent, &options, &agent.args.clone().unwrap_or_default())?;
+    let log = || node.read("/run/agent.log").unwrap_or_default();
+    let is_ready = || {
+        server.condition(NODE, "NetworkUnavailable").is_some_and(|condition| condition["status"] == "False")
+    };
+    assert!(
+        wait_for(Duration::from_secs(60), is_ready),
+        "the Node is not ready; the agent's log is\n{}",
+        log()
+    );
+    assert_eq!(sysctl("ipv4/ip_forward")?, "1", "{}", log());
+    assert!(server.annotation(NODE, "podwire.dev/node").is_some(), "{}", log());
+    assert!(!log().contains("EROFS") && !log().contains("EPERM") && !log().contains("EACCES"), "{}", log());
+
+    // Pods, made by the plugins of the init container.
+    scene.containerd.wait_for_network()?;
+    let cri = scene.containerd.cri();
+    let pods = [cri.run_pod("a")?, cri.run_pod("b")?];
+    let container = cri.start_container(&pods[0], "a", BUSYBOX, &["sleep", "inf"])?;
+    let other = cri.pod_addresses(&pods[1])?[0].to_string();
+    assert!(other.starts_with("10.244.7."), "{other}");
+    let pinged = cri.exec(&container, &["ping", "-c", "2", "-i", "0.2", "-W", "5", &other])?;
+    assert_eq!(pinged.code, 0, "{}{}", pinged.stdout, pinged.stderr);
+
+    // A person's look at the node, as by kubectl exec.
+    let look = |args: &[&str]| {
+        let exec =
+            ["-n", "k8s.io", "task", "exec", "--exec-id", "look", &agent.name, "/usr/local/bin/podwirectl"];
+        scene.containerd.ctr(&[&exec[..], args].concat())
+    };
+    let leases = look(&["ipam", "show"])?;
+    assert!(leases.contains(&other), "{leases}");
+    let status = look(&["status"])?;
+    assert!(status.contains(NODE) && status.contains(POD_CIDR), "{status}");
+
+    // Removing it again.
+    scene.containerd.ctr(&["-n", "k8s.io", "task", "kill", "--signal", "SIGTERM", &agent.name])?;
+    let has_ended = || {
+        let tasks = scene.containerd.ctr(&["-n", "k8s.io", "task", "ls"]).unwrap_or_default();
+        tasks.lines().any(|line| line.starts_with(&agent.name) && line.ends_with("STOPPED"))
+    };
+    assert!(wait_for(Duration::from_secs(30), has_ended), "the agent goes on; its log is\n{}", log());
+    assert!(log().trim_end().ends_with("ended"), "{}", log());
+    for pod in &pods {
+        scene.containerd.cri().stop_pod(pod)?;
+        scene.containerd.cri().remove_pod(pod)?;
+    }
+    node.run("/opt/cni/bin/podwired", &["cleanup"])?.success("podwired cleanup")?;
+    assert_eq!(node.list("/etc/cni/net.d"), [""; 0]);
+    let links = node.links()?;
+    assert!(links.iter().all(|link| ["u0", "u1"].contains(&link.as_str())), "{links:?}");
+    Ok(())
+}
