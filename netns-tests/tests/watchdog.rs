@@ -22,16 +22,19 @@ impl Frozen {
     fn new(member: &Member, name: &str) -> Result<Self> {
         let hierarchy = Path::new("/sys/fs/cgroup/freezer");
         if !hierarchy.join("tasks").exists() {
-            return Err(LabError::new("needs the freezer of control groups version 1 at /sys/fs/cgroup/freezer"));
+            return Err(LabError::new(
+                "needs the freezer of control groups version 1 at /sys/fs/cgroup/freezer",
+            ));
         }
         let tasks = format!("/proc/{}/task", member.agent()?.pid());
         let threads = fs::read_dir(&tasks).map_err(LabError::because(tasks.clone()))?.flatten();
         let mut threads = threads.filter(|thread| {
             // The kernel keeps 15 bytes of a name.
             let found = fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
-            !found.trim().is_empty() && name.starts_with(found.trim())
+            found.trim() == name.get(..15).unwrap_or(name)
         });
-        let thread = threads.next().ok_or_else(|| LabError::new(format!("the agent has no thread {name}")))?;
+        let thread =
+            threads.next().ok_or_else(|| LabError::new(format!("the agent has no thread {name}")))?;
         let group = hierarchy.join(format!("{}-frozen", member.node().name()));
         fs::create_dir(&group).map_err(LabError::because(group.display().to_string()))?;
         let frozen = Self { group, thread: thread.file_name().to_string_lossy().into_owned() };

@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ipnetwork::IpNetwork;
 use tokio::sync::{mpsc, oneshot};
 
 pub use cleanup::{Cleaned, cleanup};
@@ -68,6 +69,8 @@ pub struct Input {
     pub snapshot: Arc<Snapshot>,
     /// This node's part.
     pub membership: Membership,
+    /// See [`Local::former`](crate::desired::Local::former).
+    pub former: Vec<IpNetwork>,
     /// It comes from the store itself. What was remembered only adds and mends.
     pub live: bool,
 }

@@ -81,6 +81,8 @@ pub struct Local<'a> {
     pub held: &'a [DeviceId],
     /// How our devices are called.
     pub naming: &'a Naming,
+    /// Subnets that were this node's, in which pods of it still have addresses.
+    pub former: &'a [IpNetwork],
 }
 
 /// What the kernel should have, and what others are told of it.
@@ -190,10 +192,9 @@ impl Desired {
             addresses,
             forwarding,
             ports: encapsulations.iter().map(|encapsulation| encapsulation.port).collect(),
-            bridge: local.bridge.map(|name| Bridge {
-                name: name.to_owned(),
-                addresses: subnets.iter().filter_map(with_prefix).collect(),
-            }),
+            bridge: local
+                .bridge
+                .map(|name| Bridge { name: name.to_owned(), addresses: gateways(topology, local.former) }),
             announcement: announcement(topology, underlay, &families, &encapsulations, &devices, &paths),
             pods: PodSettings {
                 subnets: subnets.clone(),
@@ -225,6 +226,23 @@ impl Desired {
         let place = self.paths.binary_search_by(|path| path.peer.name().cmp(name)).ok()?;
         self.paths.get(place)
     }
+}
+
+/// The bridge's addresses. Pods of earlier subnets keep their gateways: without them they would reach nobody, this node's own
+/// health checks included. Where another node has the subnet by now, the way to its pods goes before that.
+fn gateways(topology: &Topology, former: &[IpNetwork]) -> Vec<IpNetwork> {
+    let own = &topology.membership().subnets;
+    let overlaps =
+        |one: IpNetwork, other: IpNetwork| one.contains(other.network()) || other.contains(one.network());
+    let is_free = |former: &&IpNetwork| {
+        let of_peers =
+            topology.peers().iter().flat_map(|peer| peer.subnets.iter().map(|subnet| subnet.network));
+        !of_peers.chain(own.iter().copied()).any(|taken| overlaps(taken, **former))
+    };
+    let is_ranges = |former: &&IpNetwork| {
+        topology.config().ranges.iter().any(|range| range.range.contains(former.network()))
+    };
+    own.iter().chain(former.iter().filter(is_ranges).filter(is_free)).filter_map(with_prefix).collect()
 }
 
 fn with_prefix(subnet: &IpNetwork) -> Option<IpNetwork> {

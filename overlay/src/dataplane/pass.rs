@@ -128,9 +128,10 @@ impl Dataplane {
                 true
             }),
         };
+        let has_other_pods = self.input.as_ref().is_some_and(|known| known.former != input.former);
         match learned {
             Ok(is_new) => {
-                self.is_new |= is_new;
+                self.is_new |= is_new || has_other_pods;
                 self.refused = None;
             }
             // What was goes on.
@@ -322,7 +323,8 @@ impl Dataplane {
 
     fn local(&self) -> Local<'_> {
         let Settings { bridge, naming, .. } = &self.settings;
-        Local { bridge: bridge.as_deref(), held: &self.held, naming }
+        let former = self.input.as_ref().map(|input| input.former.as_slice()).unwrap_or_default();
+        Local { bridge: bridge.as_deref(), held: &self.held, naming, former }
     }
 
     /// Why no other node can reach this one, as the last look found.

@@ -231,3 +231,22 @@ fn adopted_devices_keep_name_and_address_and_others_are_told_both() {
         ["node n3: it claims this node's own VTEP MAC address 2a:00:00:00:04:01: it is left out"]
     );
 }
+
+#[test]
+fn pods_of_an_earlier_subnet_keep_their_gateway_unless_another_node_has_it() {
+    let naming = Naming::default();
+    let addresses = |former: &[&str], records: Vec<NodeRecord>| -> Vec<String> {
+        let former: Vec<IpNetwork> = former.iter().map(|subnet| network(subnet)).collect();
+        let local = Local { bridge: Some("podwire0"), naming: &naming, former: &former, ..Local::default() };
+        let desired = Desired::new(&topology(&snapshot(config(), records)), &underlay(), &local);
+        desired.bridge.iter().flat_map(|bridge| &bridge.addresses).map(ToString::to_string).collect()
+    };
+    let own = ["10.244.1.1/24", "fd00:10:244:1::1/64"];
+    assert_eq!(addresses(&[], vec![record(2)]), own);
+    let both = addresses(&["10.244.9.0/24", "fd00:10:244:9::/64"], vec![record(2)]);
+    assert_eq!(both, [&own[..], &["10.244.9.1/24", "fd00:10:244:9::1/64"]].concat());
+    // Another node's, the one that is still this node's, and one that is no pod's of this cluster.
+    assert_eq!(addresses(&["10.244.2.0/24", "10.244.1.0/24", "10.9.0.0/24"], vec![record(2)]), own);
+    // Of a range that was cut otherwise before.
+    assert_eq!(addresses(&["10.244.2.128/25", "10.244.2.0/23"], vec![record(2)]), own);
+}

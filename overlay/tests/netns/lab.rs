@@ -189,7 +189,13 @@ impl World {
             claimed: 0,
             addresses: self.stated.clone(),
         };
-        Input { number: self.number, snapshot: Arc::new(self.snapshot.clone()), membership, live }
+        Input {
+            number: self.number,
+            snapshot: Arc::new(self.snapshot.clone()),
+            membership,
+            former: Vec::new(),
+            live,
+        }
     }
 
     fn peers(&self) -> impl Iterator<Item = &NodeRecord> {

@@ -18,6 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use podwire_ipam::NodeConfig;
 use podwire_kernel::clock;
 use podwire_overlay::adoption::Adoption;
@@ -137,8 +138,8 @@ struct Part {
     has_overlay: bool,
     probes: Probes,
     announcement: watch::Sender<Announcement>,
-    /// The number of what the overlay thread was last told.
-    sent: u64,
+    /// What the overlay thread was last told: its number, and the former subnets in which there are pods.
+    sent: (u64, Vec<IpNetwork>),
     /// What plugins were last told.
     told: Option<NodeConfig>,
     was_ready: bool,
@@ -204,7 +205,7 @@ impl Part {
             has_overlay: true,
             probes,
             announcement,
-            sent: 0,
+            sent: (0, Vec::new()),
             told: None,
             was_ready: false,
             line: String::new(),
@@ -232,13 +233,16 @@ impl Part {
         let mut cluster = node.cluster.borrow_mut();
         let Some(member) = &cluster.member else { return };
         if let (Some(knowledge), Some(overlay)) = (member.knowledge(), &cluster.overlay)
-            && knowledge.number != self.sent
+            && (knowledge.number, self.node.pods.borrow().former.as_slice())
+                != (self.sent.0, self.sent.1.as_slice())
         {
-            self.sent = knowledge.number;
+            let former = self.node.pods.borrow().former.clone();
+            self.sent = (knowledge.number, former.clone());
             overlay.update(Input {
                 number: knowledge.number,
                 snapshot: knowledge.snapshot,
                 membership: knowledge.membership,
+                former,
                 live: knowledge.is_live,
             });
         }

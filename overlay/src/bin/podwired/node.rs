@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use ipnetwork::IpNetwork;
 use podwire_ipam::{Dirs, Lease, LeaseState, Range, RangeSet, RangeSpec, SetUsage};
 use podwire_kernel::clock;
 use podwire_overlay::adoption::Adoption;
@@ -84,6 +85,8 @@ pub(crate) struct Pods {
     pub(crate) inside: usize,
     /// Owners of the network whose addresses are of other subnets, a few of them, and how many there are.
     pub(crate) outside: (Vec<String>, usize),
+    /// The subnets that those addresses are of, sorted.
+    pub(crate) former: Vec<IpNetwork>,
 }
 
 impl Node {
@@ -278,6 +281,8 @@ impl Pods {
     fn of(network: &str, leases: &[Lease], sets: &[RangeSet], usage: &[SetUsage]) -> Self {
         const FEW: usize = 5;
         let mut pods = Self::default();
+        let mut former = BTreeSet::new();
+        let subnet = |address: IpNetwork| IpNetwork::new(address.network(), address.prefix()).ok();
         for lease in leases {
             *match lease.state {
                 LeaseState::Reserved => &mut pods.counts.reserved,
@@ -296,6 +301,8 @@ impl Pods {
                 pods.inside += 1;
             } else {
                 pods.outside.1 += 1;
+                let own = lease.attachment.addresses.iter().map(|own| own.address);
+                former.extend(own.filter(|own| !is_inside(&own.ip())).filter_map(subnet));
                 if pods.outside.0.len() < FEW {
                     pods.outside.0.push(lease.attachment.title().to_string());
                 }
@@ -310,6 +317,7 @@ impl Pods {
             })
         });
         pods.usage = subnets.collect();
+        pods.former = former.into_iter().collect();
         pods
     }
 }

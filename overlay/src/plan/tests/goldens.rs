@@ -15,7 +15,7 @@ use crate::plan::{Deletes, Plan, delta, plan};
 
 fn desired(snapshot: &Snapshot, underlay: &UnderlayFacts, kernel: &Kernel) -> Desired {
     let held = kernel.state.held(&kernel.naming);
-    let local = Local { bridge: Some("podwire0"), held: &held, naming: &kernel.naming };
+    let local = Local { bridge: Some("podwire0"), held: &held, naming: &kernel.naming, ..Local::default() };
     Desired::new(&topology(snapshot), underlay, &local)
 }
 

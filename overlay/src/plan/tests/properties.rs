@@ -313,7 +313,7 @@ fn commit(kernel: &mut Kernel, mischief: &Mischief) {
 
 fn desired(snapshot: &Snapshot, facts: &UnderlayFacts, kernel: &Kernel) -> Desired {
     let held = kernel.state.held(&kernel.naming);
-    let local = Local { bridge: Some("podwire0"), held: &held, naming: &kernel.naming };
+    let local = Local { bridge: Some("podwire0"), held: &held, naming: &kernel.naming, ..Local::default() };
     Desired::new(&topology(snapshot), facts, &local)
 }
 
