@@ -119,7 +119,7 @@ impl Shared {
     /// Tells all watches that something may have changed.
     pub(super) fn wake(&self) {
         let version = self.store().version();
-        self.news.send_replace(version);
+        self.news.send_if_modified(|known| std::mem::replace(known, version) != version);
     }
 
     pub(super) fn news(&self) -> News {
@@ -320,46 +320,63 @@ async fn answer(
     let header = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let account = authenticate(&shared.accounts(), header(AUTHORIZATION));
     let content_type = header(CONTENT_TYPE).unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    let outcome = async {
+    let asked = async {
         if let Fault::Fail(code) = fault {
             return Err(Failure::of_server(code));
         }
         let account = account?;
         let Some(call) = &call else {
-            return about_the_server(head.uri.path()).map(Outcome::Reply).ok_or_else(Failure::no_resource);
+            return about_the_server(head.uri.path()).map(Asked::Reply).ok_or_else(Failure::no_resource);
         };
         let call = call.as_ref().map_err(Clone::clone)?;
         authorise(&account, call)?;
         if call.verb == Verb::Watch {
             let streaming_lists = shared.streaming_lists.load(Ordering::Relaxed);
-            return Watch::of(call, streaming_lists).map(Outcome::Watch);
+            return Watch::of(call, streaming_lists).map(Asked::Watch);
         }
         let body = Limited::new(body, LARGEST).collect().await.map_err(|_| Failure::too_large(LARGEST))?;
-        let sent = Sent { content_type: content_type.to_owned(), body: body.to_bytes() };
-        let reply = respond(&mut shared.store(), call, &sent, stamp())?;
-        if call.verb.is_write() {
-            shared.wake();
-        }
-        Ok(Outcome::Reply(reply))
+        let content_type = content_type.to_owned();
+        Ok(Asked::Objects(call, Sent { content_type, body: body.to_bytes() }))
     };
-    let outcome = outcome.await.unwrap_or_else(|failure| Outcome::Reply(Reply::from(&failure)));
-    let status = match &outcome {
-        Outcome::Reply(reply) => reply.code,
-        Outcome::Watch(_) => 200,
+    let asked = asked.await;
+    let (outcome, meter) = {
+        // Until the request is written down, nobody sees what it has changed.
+        let mut store = shared.store();
+        let outcome = match asked {
+            Ok(Asked::Reply(reply)) => Outcome::Reply(reply),
+            Ok(Asked::Watch(watch)) => Outcome::Watch(watch),
+            Ok(Asked::Objects(call, sent)) => Outcome::Reply(
+                respond(&mut store, call, &sent, stamp()).unwrap_or_else(|failure| Reply::from(&failure)),
+            ),
+            Err(failure) => Outcome::Reply(Reply::from(&failure)),
+        };
+        let status = match &outcome {
+            Outcome::Reply(reply) => reply.code,
+            Outcome::Watch(_) => 200,
+        };
+        let meter = match &call {
+            Some(Ok(call)) => shared.journal().add(Request {
+                at: Instant::now(),
+                verb: call.verb.name(),
+                resource: call.wanted(),
+                name: call.name.clone(),
+                query: query.to_owned(),
+                status,
+                from,
+            }),
+            _ => Meter::default(),
+        };
+        (outcome, meter)
     };
-    let meter = match &call {
-        Some(Ok(call)) => shared.journal().add(Request {
-            at: Instant::now(),
-            verb: call.verb.name(),
-            resource: call.wanted(),
-            name: call.name.clone(),
-            query: query.to_owned(),
-            status,
-            from,
-        }),
-        _ => Meter::default(),
-    };
+    shared.wake();
     deliver(shared, outcome, fault, meter)
+}
+
+/// What a request comes to, before anything is looked up or changed.
+enum Asked<'a> {
+    Reply(Reply),
+    Watch(Watch),
+    Objects(&'a Call, Sent),
 }
 
 /// What is to be answered.

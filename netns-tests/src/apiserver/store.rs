@@ -99,8 +99,10 @@ struct Collection {
     changes: VecDeque<Arc<Change>>,
     /// What the changes hold.
     bytes: usize,
-    /// Changes up to this version may have been forgotten.
+    /// Watches that begin before this version are refused.
     forgotten: u64,
+    /// The newest change that has been forgotten: watches that have come to it miss nothing.
+    missing: u64,
 }
 
 /// What a new object gets from outside.
@@ -125,14 +127,12 @@ pub(super) struct Store {
     collections: BTreeMap<Kind, Collection>,
     /// How many bytes of changes each kind keeps.
     history: usize,
-    /// The last version before the last compaction.
-    compacted: u64,
 }
 
 impl Store {
     pub(super) fn new(history: usize) -> Self {
         let collections = Kind::ALL.into_iter().map(|kind| (kind, Collection::default())).collect();
-        Self { version: 1, collections, history, compacted: 0 }
+        Self { version: 1, collections, history }
     }
 
     /// Of the last change.
@@ -168,7 +168,7 @@ impl Store {
     }
 
     /// What changed after a version, oldest first, at most `limit` changes. A watch that is open already outlives a
-    /// compaction if it was up to date then.
+    /// compaction if it had been told everything.
     pub(super) fn changes_after(
         &self,
         kind: Kind,
@@ -177,8 +177,7 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<Arc<Change>>, Failure> {
         let collection = self.of(kind);
-        let survives = is_open && version >= self.compacted && collection.forgotten <= self.compacted + 1;
-        if version < collection.forgotten && !survives {
+        if version < if is_open { collection.missing } else { collection.forgotten } {
             return Err(Failure::expired(version, collection.forgotten));
         }
         let first = collection.changes.partition_point(|change| change.after.version <= version);
@@ -188,10 +187,11 @@ impl Store {
     /// Forgets all changes: who watches from a version before now must list again.
     pub(super) fn compact(&mut self) {
         // A version that nobody has been told yet, so that also those who are up to date are too old.
-        self.compacted = self.version;
         self.version += 1;
         let version = self.version;
         for collection in self.collections.values_mut() {
+            collection.missing =
+                collection.changes.back().map_or(collection.missing, |last| last.after.version);
             collection.changes.clear();
             collection.bytes = 0;
             collection.forgotten = version;
@@ -334,7 +334,8 @@ impl Store {
             && let Some(oldest) = collection.changes.pop_front()
         {
             collection.bytes -= oldest.line.len();
-            collection.forgotten = oldest.after.version;
+            collection.missing = oldest.after.version;
+            collection.forgotten = collection.forgotten.max(collection.missing);
         }
         text
     }
