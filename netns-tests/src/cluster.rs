@@ -199,6 +199,11 @@ impl Cluster {
         &self.members
     }
 
+    /// The subnets of the node of that number, one for each family of the pods.
+    pub fn subnets_of(&self, number: u8) -> Vec<String> {
+        subnets(self.options.pods, u16::from(number))
+    }
+
     /// The lab that the nodes are in.
     pub fn lab(&self) -> &Lab {
         &self.lab

@@ -20,6 +20,7 @@ pub mod cri;
 mod error;
 pub mod etcd;
 pub mod faults;
+pub mod flannel;
 pub mod image;
 pub mod kubernetes;
 mod lab;

@@ -191,12 +191,13 @@ impl Member {
         self.node.run("sh", &["-ec", script])?.success(&format!("{script} in {}", self.name))
     }
 
-    /// Runs `podwirectl` in the node.
+    /// Runs `podwirectl` in the node, with the environment of its agent.
     ///
     /// # Errors
     /// If it cannot be started; how it ends is in the result.
     pub fn podwirectl(&self, args: &[&str]) -> Result<Finished> {
-        self.node.run_with(program(Node::dist("podwirectl")).args(args), b"", LIMIT)
+        let variables = self.variables.iter().map(|(name, value)| (name, value));
+        self.node.run_with(program(Node::dist("podwirectl")).args(args).envs(variables), b"", LIMIT)
     }
 
     /// Waits until a shell command succeeds in the node and prints what `wanted` accepts.
