@@ -65,6 +65,8 @@ pub struct Before {
     pub leases: PathBuf,
     /// The other program's configurations, and under which names they wait.
     pub conflists: Vec<SetAside>,
+    /// Whether the pods of before are in podwire's store: from then on it knows better than host-local's directory.
+    pub taken_in: bool,
     /// The name of podwire's network on this node.
     pub own_network: String,
     /// The configuration that the agent writes.

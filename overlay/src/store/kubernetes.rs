@@ -21,6 +21,7 @@ mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -40,6 +41,15 @@ use self::writer::Writer;
 use super::outbox::Outbox;
 use super::{Action, ClusterStore, Command, Health, Membership, StoreContext, StoreEvent};
 use crate::config::Kubernetes;
+
+/// A client of the API server with the agent's credentials: those of its pod, or of a kubeconfig. For what is asked once;
+/// `limit` is how long an answer may take.
+///
+/// # Errors
+/// There are none, or they cannot be used.
+pub async fn connect(kubeconfig: Option<PathBuf>, limit: Duration) -> Result<kube::Client, String> {
+    client::connect(kubeconfig, limit).await.map_err(|failure| failure.to_string())
+}
 
 /// The store's times.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -68,6 +68,11 @@ impl Agent {
         Ok(answer.message.unwrap_or_else(|| "done".to_owned()))
     }
 
+    /// Has it read its configuration again.
+    pub(crate) fn reload(&self) -> Result<(), Silence> {
+        self.ask::<ActionAnswer>(Method::POST, "/v1/reload", Vec::new()).map(drop)
+    }
+
     fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Vec<u8>) -> Result<T, Silence> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

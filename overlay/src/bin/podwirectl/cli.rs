@@ -114,6 +114,9 @@ pub(crate) enum Command {
     /// Look at the settings that all nodes share, and change them
     #[command(subcommand)]
     Cluster(Cluster),
+    /// Move this node from another pod network to podwire while its pods run
+    #[command(subcommand)]
+    Migrate(Migrate),
     /// Print the completions for a shell
     ///
     /// `make install` puts them in place. By hand, for bash: podwirectl completions bash >
@@ -318,6 +321,44 @@ pub(crate) enum Cluster {
         #[arg(value_name = "KEY=VALUE", required = true)]
         changes: Vec<String>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Migrate {
+    /// From flannel with VXLAN; with --back, to it again
+    ///
+    /// podwire goes on with flannel's devices and bridge, under their names and with their MAC addresses, so no pod is restarted
+    /// and no packet lost. The steps are shown first; each is made only if it is not done already, so a migration that was
+    /// interrupted is begun again by the same command. docs/migrate-from-flannel.md has the whole cluster's move. Exit code 1 if
+    /// something stands in the way: nothing is changed then.
+    Flannel(Flannel),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Flannel {
+    /// Only say what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// Give the node back to flannel. The agent must not run; afterwards flannel may
+    #[arg(long, conflicts_with_all = ["flannel_is_gone", "config", "wait"])]
+    pub(crate) back: bool,
+
+    /// Do not ask the API server whether flannel's DaemonSet and pods are kept away from this node: they are
+    #[arg(long)]
+    pub(crate) flannel_is_gone: bool,
+
+    /// The agent's configuration
+    #[arg(long, value_name = "FILE", env = podwire_overlay::config::FILE_VARIABLE)]
+    pub(crate) config: Option<PathBuf>,
+
+    /// How long the agent may take until the node is ready
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub(crate) wait: u64,
+
+    /// What flannel says of this node
+    #[arg(long, value_name = "FILE", default_value = "/run/flannel/subnet.env")]
+    pub(crate) subnet_file: PathBuf,
 }
 
 #[cfg(test)]

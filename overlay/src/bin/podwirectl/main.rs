@@ -7,6 +7,7 @@ mod completions;
 mod doctor;
 mod explain;
 mod ipam;
+mod migrate;
 mod node;
 mod output;
 mod show;
@@ -46,6 +47,7 @@ fn run(cli: &Cli, output: &Output) -> Result<Verdict, Failure> {
         Command::Doctor(options) => doctor::run(&dirs, options, output),
         Command::Node(command) => cluster::node(&dirs, command, output),
         Command::Cluster(command) => cluster::run(&dirs, command, output),
+        Command::Migrate(cli::Migrate::Flannel(options)) => migrate::flannel(&dirs, options, output),
         Command::Completions { shell } => {
             output.raw(&completions::script(*shell))?;
             Ok(Verdict::Fine)

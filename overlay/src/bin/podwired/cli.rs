@@ -1,15 +1,12 @@
 //! The command line.
 
-use std::fs;
-use std::io;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use podwire_ipam::Dirs;
-use podwire_overlay::config::{
-    Config, ConfigErrors, DEFAULT_FILE, FILE_VARIABLE, Flag, Mistake, Resolved, SourceFile, Sources,
-};
+use podwire_overlay::config::{Config, ConfigErrors, FILE_VARIABLE, Flag, Resolved};
+use podwire_overlay::config_file;
 
 /// The podwire agent of a node
 ///
@@ -95,31 +92,7 @@ impl Cli {
     /// # Errors
     /// All that is wrong with it.
     pub(crate) fn settings(&self) -> Result<Resolved, ConfigErrors> {
-        let file = self.file()?;
-        let environment = std::env::vars_os()
-            .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
-            .collect();
-        let host_name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        Config::resolve(&Sources {
-            file: file.as_ref().map(|(name, text)| SourceFile { name, text }),
-            environment: &environment,
-            flags: &self.flags(),
-            host_name: host_name.trim(),
-        })
-    }
-
-    /// The file's name and text, if there is one.
-    fn file(&self) -> Result<Option<(String, String)>, ConfigErrors> {
-        let path = self.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
-        let name = path.display().to_string();
-        match fs::read_to_string(&path) {
-            Ok(text) => Ok(Some((name, text))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.config.is_none() => Ok(None),
-            Err(error) => {
-                let why = format!("cannot be read: {error}");
-                Err(ConfigErrors(vec![Mistake { place: name, key: String::new(), why }]))
-            }
-        }
+        config_file::load(self.config.as_deref(), &self.flags())
     }
 
     fn flags(&self) -> Vec<Flag> {

@@ -249,7 +249,7 @@ impl Answer {
     }
 }
 
-async fn connect(kubeconfig: Option<PathBuf>, limit: Duration) -> Result<Client, Failure> {
+pub(super) async fn connect(kubeconfig: Option<PathBuf>, limit: Duration) -> Result<Client, Failure> {
     let mut config = match &kubeconfig {
         Some(path) => {
             let unusable = |error: &(dyn Error + 'static)| {
