@@ -410,7 +410,8 @@ impl Walk<'_> {
         let mac = neighbour.filter(|found| found.state != State::Failed).and_then(|neighbour| neighbour.mac);
         let segment = Encapsulation { vni: vxlan.vni, port: vxlan.port };
         let vtep = node.and_then(|node| node.vteps.iter().find(|vtep| vtep.encapsulation == segment));
-        let vtep = vtep.map(|vtep| vtep.over(vxlan.local.map_or(Family::V4, Family::of)));
+        let family = vxlan.local.map_or(Family::V4, Family::of);
+        let vtep = vtep.map(|vtep| vtep.over(family));
         let Some(mac) = mac else {
             let wanted = vtep.map_or("<its MAC>".to_owned(), |mac| mac.to_string());
             let by_hand = format!("ip neighbour replace {gateway} dev {name} lladdr {wanted} nud permanent");
@@ -434,7 +435,7 @@ impl Walk<'_> {
         remotes.dedup();
         let Some(remote) = remotes.first().copied() else {
             let wanted = node
-                .and_then(|node| node.addresses.first())
+                .and_then(|node| node.addresses.iter().find(|address| Family::of(**address) == family))
                 .map_or("<its address>".to_owned(), IpAddr::to_string);
             let by_hand = format!("bridge fdb replace {mac} dev {name} dst {wanted}");
             let found = format!("{name} does not know which node {mac} is behind");

@@ -67,7 +67,8 @@ pub(super) fn plan(
     }
     for link in &observed.links {
         let Some(id) = desired.naming.of(link) else { continue };
-        if devices.contains_key(&id) {
+        // One that makes way for another is gone by then.
+        if devices.contains_key(&id) || devices.values().any(|fate| *fate == Fate::Made(Some(link.index))) {
             continue;
         }
         if desired.retained.contains(&id) || deletes == Deletes::Withheld {

@@ -193,4 +193,27 @@ mod tests {
             assert_eq!(end.tunnel.as_deref(), is_tunnel.then(|| tunnel(name)).as_ref(), "{name} {address}");
         }
     }
+
+    #[test]
+    fn a_flannel_node_is_asked_through_the_device_of_each_family() {
+        use crate::cluster::sample::{config, flannel, snapshot, topology, underlay};
+        let facts = underlay();
+        let desired = Desired::new(&topology(&snapshot(config(), [flannel(2)])), &facts, &Local::default());
+        let targets = Targets::new(&desired, &facts, "n1", "");
+        let ends: Vec<_> = targets.peers[0]
+            .ends
+            .iter()
+            .map(|end| {
+                let tunnel = end.tunnel.as_ref().expect("a tunnel");
+                format!("{} by {} to {}, {}", end.address, tunnel.device, tunnel.destination, end.mtu)
+            })
+            .collect();
+        assert_eq!(
+            ends,
+            [
+                "10.244.2.0 by podwire.1 to 2a:00:00:00:04:02, 1450",
+                "fd00:10:244:2:: by podwire6.1 to 2a:00:00:00:06:02, 1430",
+            ]
+        );
+    }
 }

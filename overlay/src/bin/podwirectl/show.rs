@@ -80,6 +80,9 @@ fn status_text(status: &Status, style: Style) -> String {
         for device in &status.devices {
             row("device", format!("{}, MTU {}", device.name, device.mtu).into());
         }
+        if !status.adopted.is_empty() {
+            row("adopted", status.adopted.join(" ").into());
+        }
         let peers = &status.peers;
         let tone = if peers.unreachable + peers.left_out > 0 { Tone::Warning } else { Tone::Plain };
         let text = format!(

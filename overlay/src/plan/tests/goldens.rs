@@ -495,6 +495,20 @@ bridge fdb del 2a:00:00:00:09:09 dev flannel-v6.1 self dst 2001:db8::99
     assert!(!done.contains("flannel-v6.1"), "{done}");
 }
 
+/// A device of ours makes way for the one that was adopted, of which nothing is left.
+#[test]
+fn an_adopted_device_takes_the_place_of_one_with_our_name() {
+    let mut kernel = Kernel::new();
+    let all = snapshot(config4(), [record4(2)]);
+    converge(&mut kernel, &all, &underlay4());
+    kernel.naming = Kernel::of_flannel(&[]).naming;
+    let done = converge(&mut kernel, &all, &underlay4());
+    let lines: Vec<_> = done.lines().take(2).collect();
+    assert_eq!(lines[0], "ip link del podwire.1");
+    assert!(lines[1].starts_with("ip link add flannel.1 address 2a:00:00:00:04:01 "), "{done}");
+    assert_eq!((kernel.state.routes.len(), done.matches("link del").count()), (1, 1), "{done}");
+}
+
 #[test]
 fn a_device_of_flannels_that_nobody_has_adopted_is_left_alone_and_the_way_out_is_told() {
     let mut kernel = Kernel::of_flannel(&[network("10.244.2.0/24")]);
