@@ -35,7 +35,7 @@ pub const LARGEST: usize = 16 << 10;
 #[serde(rename_all = "camelCase")]
 struct Published {
     version: u32,
-    /// The installation that wrote it, for people who find two machines with one name.
+    /// The installation that wrote it: what its agent answers probes with, and so tells two machines with one name apart.
     #[serde(default)]
     instance: String,
     addresses: Vec<IpAddr>,
@@ -61,6 +61,7 @@ pub fn read(node: &Node, kubernetes: &Kubernetes) -> Result<Option<NodeRecord>, 
     let shared = &kubernetes.shared;
     let said = match published(node)? {
         Some(published) => NodeRecord {
+            instance: published.instance,
             addresses: published.addresses,
             mtu: published.mtu,
             receives: published.receives,
@@ -76,7 +77,6 @@ pub fn read(node: &Node, kubernetes: &Kubernetes) -> Result<Option<NodeRecord>, 
     let created = node.created();
     Ok(Some(NodeRecord {
         name: node.metadata.name.clone(),
-        instance: node.metadata.uid.clone(),
         generation: created,
         claimed: created,
         addresses: reached_by(node, &said.addresses, kubernetes)?,

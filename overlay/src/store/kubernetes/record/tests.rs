@@ -90,7 +90,7 @@ fn what_a_node_writes_others_read() {
             record,
             NodeRecord {
                 name: "a".into(),
-                instance: "u-1".into(),
+                instance: "1f".into(),
                 generation: 1_795_224_166,
                 claimed: 1_795_224_166,
                 addresses: announcement().addresses,
