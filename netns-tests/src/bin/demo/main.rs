@@ -1,13 +1,14 @@
 //! `make demo`: nodes on an underlay of their own, each with podwire as it would be installed and with Debian's
 //! containerd, and pods that reach each other; then somebody breaks what the agents made.
 //!
-//! `NODES` says how many nodes (2), `STORE` where they meet (`file`, `etcd`).
+//! `NODES` says how many nodes (2), `STORE` where they meet (`file`, `etcd`, `kubernetes`).
 //!
 //! Everything that is printed is asked of the kernel, the runtime or podwire at that moment. The exit code is 0
 //! only if all of it held.
 
 mod breakage;
 mod edge;
+mod kubernetes;
 mod pods;
 mod screen;
 
@@ -17,6 +18,7 @@ use std::time::Instant;
 use podwire_netns_tests::cluster::{self, Cluster, Options};
 use podwire_netns_tests::containerd::{Containerd, DEBIAN};
 use podwire_netns_tests::etcd::{Etcd, EtcdOptions};
+use podwire_netns_tests::kubernetes::ControlPlane;
 use podwire_netns_tests::network::left_behind;
 use podwire_netns_tests::underlay::{Families, Layout, UNDERLAY_LINK, Underlay};
 use podwire_netns_tests::{Lab, LabError, Node, Result};
@@ -46,6 +48,7 @@ struct Settings {
 enum Store {
     File,
     Etcd,
+    Kubernetes,
 }
 
 impl Settings {
@@ -57,7 +60,10 @@ impl Settings {
         let store = match given("STORE").as_deref() {
             None | Some("file") => Store::File,
             Some("etcd") => Store::Etcd,
-            Some(other) => return Err(LabError::new(format!("STORE is file or etcd, not {other:?}"))),
+            Some("kubernetes") => Store::Kubernetes,
+            Some(other) => {
+                return Err(LabError::new(format!("STORE is file, etcd or kubernetes, not {other:?}")));
+            }
         };
         Ok(Self { nodes, store })
     }
@@ -70,25 +76,42 @@ fn demo(screen: &mut Screen, settings: &Settings) -> Result<()> {
     // Often, so that what podwirectl shows of probes is there by then.
     let agent = "[probes]\ninterval_seconds = 1\n".to_owned();
     let mut options = Options { nodes: settings.nodes, no_plugins: true, agent, ..Options::default() };
-    let mut etcd = None;
-    if settings.store == Store::Etcd {
-        let began = Instant::now();
-        let started = Etcd::start(&lab, &underlay, &EtcdOptions::default())?;
-        options.store = cluster::Store::Settings(started.agent_settings(""));
-        screen.done("etcd", format!("Debian's, at {}", started.endpoints().join(", ")), began);
-        etcd = Some(started);
+    // What they meet in runs as long as the demonstration.
+    let (mut etcd, mut api) = (None, None);
+    let began = Instant::now();
+    match settings.store {
+        Store::File => {}
+        Store::Etcd => {
+            let started = Etcd::start(&lab, &underlay, &EtcdOptions::default())?;
+            options.store = cluster::Store::Settings(started.agent_settings(""));
+            screen.done("etcd", format!("Debian's, at {}", started.endpoints().join(", ")), began);
+            etcd = Some(started);
+        }
+        Store::Kubernetes => {
+            let started = ControlPlane::start(&lab, &underlay)?;
+            options.store = cluster::Store::Kubernetes(started.clone());
+            screen.done("API server", format!("a stand-in, at {}", started.url()), began);
+            api = Some(started);
+        }
     }
     let began = Instant::now();
     let mut cluster = Cluster::prepare_on(&lab, &underlay, &options)?;
     for member in cluster.members() {
-        install(member.node())?;
+        match &api {
+            None => install(member.node())?,
+            Some(_) => kubernetes::install(member.node())?,
+        }
     }
     let range = format!("{} and {}", first_of(&underlay, 0), first_of(&underlay, settings.nodes - 1));
     screen.done("nodes", format!("{range}, podwire in /opt/cni/bin"), began);
 
     let began = Instant::now();
     cluster.start_agents()?;
-    let met = if etcd.is_some() { "etcd" } else { "a peers file" };
+    let met = match settings.store {
+        Store::File => "a peers file",
+        Store::Etcd => "etcd",
+        Store::Kubernetes => "the API: their Nodes' podCIDRs and annotations",
+    };
     screen.done("podwired", format!("on each, ready; they know each other by {met}"), began);
 
     let began = Instant::now();
@@ -125,6 +148,10 @@ fn demo(screen: &mut Screen, settings: &Settings) -> Result<()> {
     }
     pods::shown_by_podwirectl(screen, &cluster, &mut runtimes, &pods)?;
     breakage::broken_and_repaired(screen, &mut cluster, &mut runtimes, &pods)?;
+    if let Some(api) = &mut api {
+        kubernetes::without_the_api(screen, api, &mut cluster, &mut runtimes, &pods)?;
+        kubernetes::shown_by_the_api(screen, api, &cluster)?;
+    }
     edge::ports_masquerade_and_rates(screen, &cluster, &mut runtimes, &pods)?;
 
     screen.title("After the pods");
@@ -154,6 +181,7 @@ fn demo(screen: &mut Screen, settings: &Settings) -> Result<()> {
         }
     }
     screen.done("cleanup", "podwired cleanup: the nodes are as they were", began);
+    drop(etcd);
     let held = screen.paint("1;32", "All of it held.");
     screen.line(format!("\n{held}"));
     Ok(())

@@ -10,6 +10,8 @@
 
 mod across;
 mod full;
+mod kubernetes;
+mod relist;
 mod report;
 mod rows;
 mod scale;

@@ -9,6 +9,8 @@ use serde_json::json;
 
 use crate::across;
 use crate::full;
+use crate::kubernetes;
+use crate::relist;
 use crate::report::{Report, Samples};
 use crate::scale;
 use crate::stage::{Contestant, Gives, Network, Slot, Stage};
@@ -54,7 +56,7 @@ pub(crate) struct Group {
 }
 
 /// All measurements.
-pub(crate) const GROUPS: [Group; 4] = [
+pub(crate) const GROUPS: [Group; 5] = [
     Group {
         name: "interfaces",
         measurements: &[
@@ -89,6 +91,10 @@ pub(crate) const GROUPS: [Group; 4] = [
     Group {
         name: "scale",
         measurements: &[("cold", scale::cold), ("change", scale::change), ("standing", scale::standing)],
+    },
+    Group {
+        name: "kubernetes",
+        measurements: &[("heartbeats", kubernetes::heartbeats), ("relist", relist::relist)],
     },
 ];
 
