@@ -36,7 +36,7 @@ image: build ## Make the container image for Kubernetes from dist/, dist/podwire
 	@scripts/build-image
 
 .PHONY: demo
-demo: ## Run pods on two nodes of their own (NODES=3: three; STORE=etcd), break things, show what happens
+demo: ## Run pods on two nodes of their own (NODES=3, STORE=etcd or kubernetes), break things, show what happens
 	@scripts/set-up demo
 	@echo 'Building podwire (some minutes the first time) …'
 	@scripts/build

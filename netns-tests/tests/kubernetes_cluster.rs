@@ -105,10 +105,16 @@ fn pods_reach_each_other(name: &str, nodes: u8, underlay: Families, pods: Famili
         assert!(own.starts_with("default ") && own.contains(&of_this.addresses[0].to_string()), "{pods}");
         let shown = ctl(member, &["status"])?;
         assert!(shown.contains("ready") && shown.to_lowercase().contains("kubernetes"), "{shown}");
-        let shown = ctl(member, &["nodes"])?;
-        for other in cluster.members() {
-            assert!(shown.contains(other.name()), "{shown}");
-        }
+        // All of them, each answering probes as who it is said to be.
+        let mut shown = String::new();
+        let good = wait_for(AT_LAST, || match member.podwirectl(&["nodes"]) {
+            Ok(done) => {
+                shown = done.out();
+                done.status.success() && shown.matches(" ms").count() >= cluster.members().len() - 1
+            }
+            Err(_) => false,
+        });
+        assert!(good && cluster.members().iter().all(|other| shown.contains(other.name())), "{shown}");
         let far = running.iter().find(|pod| pod.node != number).expect("there are two nodes at least");
         let own = format!("default/{}", of_this.name);
         let explained = ctl(member, &["explain", &own, &far.addresses[0].to_string()])?;

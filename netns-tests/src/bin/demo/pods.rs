@@ -136,7 +136,7 @@ pub(crate) fn shown_by_podwirectl(
 ) -> Result<()> {
     screen.title("What podwirectl shows on node1, where client is");
     let node = cluster.member(1);
-    for command in [["status"].as_slice(), &["nodes"], &["explain", "client", "web"]] {
+    for command in [["status"].as_slice(), &["nodes"], &["pods", "-A"], &["explain", "client", "web"]] {
         let mut args = command.to_vec();
         let web = pods[0].addresses[0].to_string();
         let client = pods[1].addresses[0].to_string();
