@@ -1,7 +1,7 @@
 //! What the agent counts and measures, as Prometheus reads it.
 //!
-//! No label names a peer or a pod: in a large cluster that would be tens of thousands of series. `podwirectl nodes` shows
-//! each peer.
+//! No label names a peer, a pod or a pod's namespace: in a large cluster that would be tens of thousands of series, and
+//! whoever may make namespaces would decide how many. `podwirectl nodes` and `pods` show each.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;

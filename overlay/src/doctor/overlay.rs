@@ -227,7 +227,11 @@ fn bridge(facts: &Facts, findings: &mut Findings) {
             );
         }
     }
-    for own in on_bridge.iter().filter(|_| !facts.subnets.is_empty()) {
+    let pods = facts.links.iter().filter_map(|link| podwire_attach::alias::parse(link.alias.as_deref()?));
+    let pods: Vec<IpNetwork> = pods.flat_map(|pod| pod.addresses).collect();
+    // Pods of an earlier subnet have their gateway as long as they live; the agent tells of them.
+    let is_kept = |own: &IpNetwork| pods.iter().any(|pod| own.contains(pod.ip()));
+    for own in on_bridge.iter().filter(|own| !facts.subnets.is_empty() && !is_kept(own)) {
         if facts.subnets.iter().all(|subnet| !subnet.contains(own.ip())) {
             findings.warning(
                 "bridge-address",

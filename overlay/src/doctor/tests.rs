@@ -325,3 +325,16 @@ fn legacy_iptables_that_keeps_the_tunnel_out_is_named() {
     let facts = Facts { legacy_tunnel_drops: vec![(Family::V4, 8472)], ..well() };
     assert_eq!(codes(&facts), ["tunnel-drop-legacy"]);
 }
+
+#[test]
+fn the_gateway_of_pods_of_an_earlier_subnet_is_no_strangers() {
+    let mut facts = well();
+    facts.addresses.push(address(3, "10.244.9.1/24"));
+    assert_eq!(codes(&facts), ["bridge-address"]);
+    let owner = podwire_attach::Owner::new("podwire", "a", "eth0");
+    let mut pod = link(7, &owner.link_name(), 1450);
+    pod.alias = Some(podwire_attach::alias::format(&owner, &["10.244.9.7/24".parse().unwrap()]));
+    pod.controller = Some(3);
+    facts.links.push(pod);
+    assert_eq!(codes(&facts), [""; 0]);
+}

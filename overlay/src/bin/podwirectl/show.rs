@@ -64,8 +64,15 @@ fn status_text(status: &Status, style: Style) -> String {
             StoreState::Refused => ("REFUSES this node", Tone::Bad),
             StoreState::Fenced => ("FENCED", Tone::Bad),
         };
+        let heard = match store.last_sync_seconds {
+            Some(ago) if store.state == StoreState::Lost => {
+                format!(", last heard of {} ago", duration(Duration::from_secs(ago)))
+            }
+            _ => String::new(),
+        };
         let remembered = if store.is_remembered { ", known from this node's disk" } else { "" };
-        row("store", Cell::new(format!("{}: {word}, for {since}{remembered}", store.description)).tone(tone));
+        let text = format!("{}: {word}, for {since}{heard}{remembered}", store.description);
+        row("store", Cell::new(text).tone(tone));
         if let Some(why) = &store.why {
             row("", why.as_str().into());
         }
