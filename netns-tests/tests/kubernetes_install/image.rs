@@ -112,7 +112,7 @@ impl Scene {
     }
 
     /// Starts a container with the confinement, mounts and arguments of one of the DaemonSet's, as a kubelet would.
-    fn run(&self, container: &Container, options: &[&str], args: &[String]) -> Result<String> {
+    fn run(&self, name: &str, container: &Container, options: &[&str]) -> Result<String> {
         let context = container.security_context.clone().unwrap_or_default();
         let mut words: Vec<String> = ["-n", "k8s.io", "run", "--net-host", "--read-only", "--seccomp"]
             .into_iter()
@@ -129,11 +129,38 @@ impl Scene {
                 .flat_map(|name| ["--cap-drop".to_owned(), format!("CAP_{name}")]),
         );
         words.extend(added.iter().flat_map(|name| ["--cap-add".to_owned(), format!("CAP_{name}")]));
-        words.extend([self.image.clone(), container.name.clone(), "/usr/local/bin/podwired".to_owned()]);
-        words.extend_from_slice(args);
+        words.extend([self.image.clone(), name.to_owned(), "/usr/local/bin/podwired".to_owned()]);
+        words.extend(container.args.clone().unwrap_or_default());
         self.containerd.ctr(&words.iter().map(String::as_str).collect::<Vec<_>>())
     }
+
+    /// Ends a container's process with that signal, and waits for it.
+    fn end(&self, name: &str, signal: &str) -> Result<()> {
+        self.containerd.ctr(&["-n", "k8s.io", "task", "kill", "--signal", signal, name])?;
+        let has_ended = || {
+            let tasks = self.containerd.ctr(&["-n", "k8s.io", "task", "ls"]).unwrap_or_default();
+            let mut tasks = tasks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+            tasks.any(|task| task.first() == Some(&name) && task.last() == Some(&"STOPPED"))
+        };
+        if wait_for(Duration::from_secs(30), has_ended) {
+            return Ok(());
+        }
+        Err(LabError::new(format!("{name} goes on after {signal}; its log is\n{}", self.log())))
+    }
+
+    /// What podwirectl says in a container, as by `kubectl exec`.
+    fn look(&self, name: &str, args: &[&str]) -> Result<String> {
+        let exec = ["-n", "k8s.io", "task", "exec", "--exec-id", args[0], name, "/usr/local/bin/podwirectl"];
+        self.containerd.ctr(&[&exec[..], args].concat())
+    }
+
+    /// The agents' log.
+    fn log(&self) -> String {
+        self.node.read(LOG).unwrap_or_default()
+    }
 }
+
+const LOG: &str = "/run/agent.log";
 
 /// What containerd gives a container that asks for nothing.
 const USUAL: [&str; 14] = [
@@ -225,14 +252,14 @@ fn a_node_is_installed_serves_pods_and_is_cleaned() -> Result<()> {
     node.run("sh", &["-c", "echo 0 > /proc/sys/net/ipv4/ip_forward"])?.success("switch forwarding off")?;
     let server = api_server(&node, &documents)?;
 
+    for (_, (outside, _)) in mounts(&pod, install).into_iter().chain(mounts(&pod, agent)) {
+        fs::create_dir_all(node.path(outside)).map_err(LabError::because("make a mount's directory"))?;
+    }
+
     // The init container, twice: as after a restart of the pod.
-    let args = install.args.clone().unwrap_or_default();
     for (said, left) in [("installed", "unchanged"), ("unchanged", "installed")] {
-        for (_, (outside, _)) in mounts(&pod, install) {
-            fs::create_dir_all(node.path(outside)).map_err(LabError::because("make a mount's directory"))?;
-        }
         let options: Vec<String> = ["--rm".to_owned()].into_iter().chain(bind(&pod, install)).collect();
-        let told = scene.run(install, &options.iter().map(String::as_str).collect::<Vec<_>>(), &args)?;
+        let told = scene.run(said, install, &options.iter().map(String::as_str).collect::<Vec<_>>())?;
         assert!(told.contains(said) && !told.contains(left), "{told}");
     }
     assert_eq!(
@@ -246,14 +273,11 @@ fn a_node_is_installed_serves_pods_and_is_cleaned() -> Result<()> {
     let config: k8s_openapi::api::core::v1::ConfigMap = only(&documents, "ConfigMap");
     let text = &config.data.unwrap_or_default()["podwired.toml"];
     node.write("/run/config/podwired.toml", text)?;
-    for (_, (outside, _)) in mounts(&pod, agent) {
-        fs::create_dir_all(node.path(outside)).map_err(LabError::because("make a mount's directory"))?;
-    }
     let name = &agent.env.iter().flatten().next().expect("a variable").name;
     let given = [
         "--detach",
         "--log-uri",
-        "file:///run/agent.log",
+        &format!("file://{LOG}"),
         "--env",
         &format!("{name}={NODE}"),
         "--env",
@@ -267,19 +291,22 @@ fn a_node_is_installed_serves_pods_and_is_cleaned() -> Result<()> {
     ];
     let bound = bind(&pod, agent);
     let options: Vec<&str> = given.into_iter().chain(bound.iter().map(String::as_str)).collect();
-    scene.run(agent, &options, &agent.args.clone().unwrap_or_default())?;
-    let log = || node.read("/run/agent.log").unwrap_or_default();
+    scene.run("agent", agent, &options)?;
     let is_ready = || {
         server.condition(NODE, "NetworkUnavailable").is_some_and(|condition| condition["status"] == "False")
     };
     assert!(
         wait_for(Duration::from_secs(60), is_ready),
         "the Node is not ready; the agent's log is\n{}",
-        log()
+        scene.log()
     );
-    assert_eq!(sysctl("ipv4/ip_forward")?, "1", "{}", log());
-    assert!(server.annotation(NODE, "podwire.dev/node").is_some(), "{}", log());
-    assert!(!log().contains("EROFS") && !log().contains("EPERM") && !log().contains("EACCES"), "{}", log());
+    assert_eq!(sysctl("ipv4/ip_forward")?, "1", "{}", scene.log());
+    assert!(server.annotation(NODE, "podwire.dev/node").is_some(), "{}", scene.log());
+    assert!(
+        !scene.log().contains("EROFS") && !scene.log().contains("EPERM") && !scene.log().contains("EACCES"),
+        "{}",
+        scene.log()
+    );
 
     // Pods, made by the plugins of the init container.
     scene.containerd.wait_for_network()?;
@@ -291,25 +318,21 @@ fn a_node_is_installed_serves_pods_and_is_cleaned() -> Result<()> {
     let pinged = cri.exec(&container, &["ping", "-c", "2", "-i", "0.2", "-W", "5", &other])?;
     assert_eq!(pinged.code, 0, "{}{}", pinged.stdout, pinged.stderr);
 
-    // A person's look at the node, as by kubectl exec.
-    let look = |args: &[&str]| {
-        let exec =
-            ["-n", "k8s.io", "task", "exec", "--exec-id", "look", &agent.name, "/usr/local/bin/podwirectl"];
-        scene.containerd.ctr(&[&exec[..], args].concat())
-    };
-    let leases = look(&["ipam", "show"])?;
+    let leases = scene.look("agent", &["ipam", "show"])?;
     assert!(leases.contains(&other), "{leases}");
-    let status = look(&["status"])?;
+    let status = scene.look("agent", &["status"])?;
     assert!(status.contains(NODE) && status.contains(POD_CIDR), "{status}");
 
+    // Another agent, which has to find out again who has which address.
+    scene.end("agent", "SIGKILL")?;
+    node.run("rm", &["-r", "/var/lib/podwire/ipam"])?.success("lose the address store")?;
+    scene.run("second", agent, &options)?;
+    let knows_pods = || scene.look("second", &["ipam", "show"]).is_ok_and(|leases| leases.contains(&other));
+    assert!(wait_for(Duration::from_secs(30), knows_pods), "{}", scene.log());
+    scene.end("second", "SIGTERM")?;
+    assert!(scene.log().trim_end().ends_with("ended"), "{}", scene.log());
+
     // Removing it again.
-    scene.containerd.ctr(&["-n", "k8s.io", "task", "kill", "--signal", "SIGTERM", &agent.name])?;
-    let has_ended = || {
-        let tasks = scene.containerd.ctr(&["-n", "k8s.io", "task", "ls"]).unwrap_or_default();
-        tasks.lines().any(|line| line.starts_with(&agent.name) && line.ends_with("STOPPED"))
-    };
-    assert!(wait_for(Duration::from_secs(30), has_ended), "the agent goes on; its log is\n{}", log());
-    assert!(log().trim_end().ends_with("ended"), "{}", log());
     for pod in &pods {
         scene.containerd.cri().stop_pod(pod)?;
         scene.containerd.cri().remove_pod(pod)?;
