@@ -4,12 +4,13 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use podwire_netns_tests::apiserver::{
     ADMIN_TOKEN, AGENT_TOKEN, Account, ApiServer, Fault, Kind, NodeSpec, ServerOptions,
 };
-use podwire_netns_tests::{LabError, Result};
+use podwire_netns_tests::{LIMIT, LabError, Netns, Result, finish, program};
 use serde_json::{Value, json};
 
 const MERGE: &str = "application/merge-patch+json";
@@ -489,6 +490,25 @@ fn faults_come_and_go() -> Result<()> {
     server.set_fault(Fault::None);
     assert_eq!(read_head(&mut late)?, 200);
     assert_eq!(admin.look(NODES)?.0, 200);
+    Ok(())
+}
+
+#[test]
+fn a_server_listens_in_the_namespace_that_it_is_given() -> Result<()> {
+    let network = Netns::create()?;
+    let up = network.run(|| {
+        finish(program("ip").args(["link", "set", "lo", "up"]).spawn()?, b"", Instant::now(), LIMIT)
+            .map_err(std::io::Error::other)
+    })?;
+    up.map_err(LabError::because("run ip"))?.success("ip link set lo up")?;
+    let options = ServerOptions { network: Some(Arc::new(network.try_clone()?)), ..ServerOptions::default() };
+    let server = ApiServer::start(&options)?;
+    let connects = || network.run(|| TcpStream::connect(server.address()).is_ok());
+    assert!(connects()? && TcpStream::connect(server.address()).is_err());
+    server.set_fault(Fault::Refuse);
+    assert!(!connects()?);
+    server.set_fault(Fault::None);
+    assert!(connects()? && TcpStream::connect(server.address()).is_err());
     Ok(())
 }
 

@@ -55,11 +55,11 @@ pub(super) fn respond(store: &mut Store, call: &Call, sent: &Sent, stamp: Stamp)
         Verb::Get => store.text(resource, &key).map(|text| one(resource, 200, &text)),
         Verb::List | Verb::Watch => list(store, call),
         Verb::Create => {
-            let object = parsed(sent)?;
+            let object = object(sent)?;
             store.create(resource, &call.namespace, object, stamp).map(|text| one(resource, 201, &text))
         }
         Verb::Update => {
-            let object = parsed(sent)?;
+            let object = object(sent)?;
             let text =
                 store.update(resource, call.part, &key, |_| decoded(resource, kept_as(resource, object)))?;
             Ok(one(resource, 200, &text))
@@ -115,6 +115,15 @@ fn deleted(resource: Resource, name: &str, text: &Text) -> Reply {
     Reply::json(200, &status)
 }
 
+/// An object, or the options of a delete.
+fn object(sent: &Sent) -> Result<Value, Failure> {
+    // Clients that would rather send protobuf fall back to JSON.
+    if !matches!(sent.content_type.as_str(), "" | JSON) {
+        return Err(Failure::unsupported_media_type(JSON));
+    }
+    parsed(sent)
+}
+
 fn parsed(sent: &Sent) -> Result<Value, Failure> {
     let value: Value = serde_json::from_slice(&sent.body)
         .map_err(|error| Failure::bad_request(format!("error decoding the request body: json: {error}")))?;
@@ -129,7 +138,7 @@ fn preconditions(sent: &Sent) -> Result<Preconditions, Failure> {
     if sent.body.is_empty() {
         return Ok(Preconditions::default());
     }
-    let options = parsed(sent)?;
+    let options = object(sent)?;
     let text = |field: &str| options["preconditions"][field].as_str().map(str::to_owned);
     Ok(Preconditions { uid: text("uid"), version: text("resourceVersion") })
 }
