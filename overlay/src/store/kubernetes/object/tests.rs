@@ -1,11 +1,13 @@
 use super::*;
 
 /// What a real API server of Kubernetes 1.36 answered.
-const LIST: &str = include_str!("../../../../tests/kubernetes-1.36/list-nodes.json");
-const WATCH: &str = include_str!("../../../../tests/kubernetes-1.36/watch-nodes.jsonl");
-const INITIAL: &str = include_str!("../../../../tests/kubernetes-1.36/watch-initial-events.jsonl");
-const PATCHED: &str = include_str!("../../../../tests/kubernetes-1.36/patch-annotations.json");
-const CONFLICT: &str = include_str!("../../../../tests/kubernetes-1.36/error-409-conflict.json");
+const LIST: &str = include_str!("../../../../../netns-tests/tests/kubernetes-1.36/list-nodes.json");
+const WATCH: &str = include_str!("../../../../../netns-tests/tests/kubernetes-1.36/watch-nodes.jsonl");
+const INITIAL: &str =
+    include_str!("../../../../../netns-tests/tests/kubernetes-1.36/watch-initial-events.jsonl");
+const PATCHED: &str = include_str!("../../../../../netns-tests/tests/kubernetes-1.36/patch-annotations.json");
+const CONFLICT: &str =
+    include_str!("../../../../../netns-tests/tests/kubernetes-1.36/error-409-conflict.json");
 
 #[test]
 fn a_real_list_is_read() {

@@ -178,7 +178,7 @@ fn flannel_is_told_of_families_that_have_pods() {
 
 #[test]
 fn flannel_s_real_annotations_are_read() {
-    let patched = include_bytes!("../../../../tests/kubernetes-1.36/patch-annotations.json");
+    let patched = include_bytes!("../../../../../netns-tests/tests/kubernetes-1.36/patch-annotations.json");
     let node = object::node(patched).unwrap();
     assert_eq!(read(&node, &kubernetes(false)), Ok(None));
     let record = read(&node, &kubernetes(true)).unwrap().unwrap();
