@@ -48,7 +48,10 @@ use crate::config::Kubernetes;
 /// # Errors
 /// There are none, or they cannot be used.
 pub async fn connect(kubeconfig: Option<PathBuf>, limit: Duration) -> Result<kube::Client, String> {
-    client::connect(kubeconfig, limit).await.map_err(|failure| failure.to_string())
+    match client::connect(kubeconfig, limit).await {
+        Ok(known) => Ok(known.client),
+        Err(failure) => Err(failure.to_string()),
+    }
 }
 
 /// The store's times.

@@ -36,6 +36,9 @@ pub(crate) fn begin(log: &Log) -> Result<Level, String> {
     }
 }
 
+/// Kubernetes' client logs each request that fails as an error. What of it matters is told once, by the store.
+const QUIET: &str = "kube_client::client::builder=off";
+
 fn filter(level: &str) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(level).map_err(|error| format!("log.level {level:?}: {error}"))
+    EnvFilter::try_new(format!("{QUIET},{level}")).map_err(|error| format!("log.level {level:?}: {error}"))
 }

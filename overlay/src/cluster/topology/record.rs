@@ -118,7 +118,14 @@ fn subnets(config: &ClusterConfig, subnets: &[IpNetwork]) -> Result<Vec<PeerSubn
             range.subnet_prefix == subnet.prefix() && range.range.contains(subnet.network())
         };
         let Some(range) = config.ranges.iter().find(inside) else {
-            return Err(format!("its subnet {subnet} is none of the cluster's ranges"));
+            return Err(match config.ranges.iter().find(|range| range.range.contains(subnet.network())) {
+                Some(ClusterRange { range, subnet_prefix }) => {
+                    format!(
+                        "its subnet {subnet} is none of the cluster's ranges: each node has a /{subnet_prefix} of {range}"
+                    )
+                }
+                None => format!("its subnet {subnet} is none of the cluster's ranges"),
+            });
         };
         good.push(PeerSubnet { network: *subnet, metric: metric(range, *subnet) });
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use http_body_util::BodyExt;
 use hyper::body::Bytes;
 use hyper::header::{ACCEPT, CONTENT_TYPE};
-use hyper::{Request, StatusCode};
+use hyper::{Request, StatusCode, Uri};
 use kube::client::{AuthError, Body};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
@@ -102,7 +102,15 @@ fn explain(what: &What, refusal: &Refusal) -> String {
 pub(super) struct Access {
     kubeconfig: Option<PathBuf>,
     limit: Duration,
-    client: RefCell<Option<Client>>,
+    known: RefCell<Option<Known>>,
+}
+
+/// The server, and who this node is there.
+#[derive(Clone)]
+pub(super) struct Known {
+    pub(super) client: Client,
+    /// Where it is, for people.
+    server: String,
 }
 
 /// The answer to a request, while it arrives.
@@ -115,7 +123,7 @@ pub(super) struct Answer {
 impl Access {
     /// `limit` is how long a request may take to be answered, or to go on being answered.
     pub(super) fn new(kubeconfig: Option<PathBuf>, limit: Duration) -> Self {
-        Self { kubeconfig, limit, client: RefCell::new(None) }
+        Self { kubeconfig, limit, known: RefCell::new(None) }
     }
 
     /// Where the server is said to be.
@@ -128,13 +136,17 @@ impl Access {
 
     /// The client, made anew if there is none.
     pub(super) async fn client(&self) -> Result<Client, Failure> {
-        if let Some(client) = self.client.borrow().as_ref() {
-            return Ok(client.clone());
+        Ok(self.known().await?.client)
+    }
+
+    async fn known(&self) -> Result<Known, Failure> {
+        if let Some(known) = self.known.borrow().as_ref() {
+            return Ok(known.clone());
         }
         let (kubeconfig, limit) = (self.kubeconfig.clone(), self.limit);
         // It reads files, and a kubeconfig may name a program that has to be waited for.
         let making = spawn_blocking(move || Handle::current().block_on(connect(kubeconfig, limit)));
-        let client = match timeout(self.limit * 3, making).await {
+        let known = match timeout(self.limit * 3, making).await {
             Ok(Ok(made)) => made?,
             Ok(Err(_)) => return Err(Failure::Unknown("the part that reads credentials failed".to_owned())),
             Err(_) => {
@@ -142,8 +154,8 @@ impl Access {
                 return Err(Failure::Unknown(format!("credentials: nothing came within {seconds} s")));
             }
         };
-        *self.client.borrow_mut() = Some(client.clone());
-        Ok(client)
+        *self.known.borrow_mut() = Some(known.clone());
+        Ok(known)
     }
 
     /// Asks for something, and waits for the answer to begin.
@@ -175,14 +187,16 @@ impl Access {
         request: hyper::http::request::Builder,
         body: Vec<u8>,
     ) -> Result<Answer, Failure> {
-        let client = self.client().await?;
+        let Known { client, server } = self.known().await?;
         let request = request
             .body(Body::from(body))
             .map_err(|error| Failure::broken(what, format!("it cannot be asked: {error}")))?;
         let response = match timeout(self.limit, client.send(request)).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err(Failure::broken(what, self.failed(&error))),
-            Err(_) => return Err(Failure::broken(what, late(self.limit))),
+            Ok(Err(error)) => {
+                return Err(Failure::broken(what, format!("{server}: {}", self.failed(&error))));
+            }
+            Err(_) => return Err(Failure::broken(what, format!("{server}: {}", late(self.limit)))),
         };
         let status = response.status();
         let answer = Answer { what, limit: self.limit, body: response.into_body() };
@@ -212,7 +226,7 @@ impl Access {
 
     /// The next request reads the credentials anew.
     fn forget(&self) {
-        *self.client.borrow_mut() = None;
+        *self.known.borrow_mut() = None;
     }
 }
 
@@ -249,7 +263,7 @@ impl Answer {
     }
 }
 
-pub(super) async fn connect(kubeconfig: Option<PathBuf>, limit: Duration) -> Result<Client, Failure> {
+pub(super) async fn connect(kubeconfig: Option<PathBuf>, limit: Duration) -> Result<Known, Failure> {
     let mut config = match &kubeconfig {
         Some(path) => {
             let unusable = |error: &(dyn Error + 'static)| {
@@ -271,7 +285,17 @@ pub(super) async fn connect(kubeconfig: Option<PathBuf>, limit: Duration) -> Res
     // Watches are silent for long; what waits has deadlines of its own, and tries again by itself.
     config.read_timeout = None;
     config.default_retry = false;
-    Client::try_from(config).map_err(|error| Failure::Unknown(format!("Kubernetes' API: {}", reason(&error))))
+    let server = shown(&config.cluster_url);
+    match Client::try_from(config) {
+        Ok(client) => Ok(Known { client, server }),
+        Err(error) => Err(Failure::Unknown(format!("{server}: {}", reason(&error)))),
+    }
+}
+
+/// An address without a user and a password, which it could have.
+fn shown(url: &Uri) -> String {
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{}://{}{port}", url.scheme_str().unwrap_or("https"), url.host().unwrap_or_default())
 }
 
 fn late(limit: Duration) -> String {
@@ -290,8 +314,12 @@ fn reason(error: &(dyn Error + 'static)) -> String {
     if let Some(secret) = secret {
         return format!("the credentials of this node: {secret}");
     }
+    // kube's own words for a request that failed say no more than that.
+    let is_plain = |error: &&(dyn Error + 'static)| {
+        !matches!(error.downcast_ref(), Some(kube::Error::Service(_) | kube::Error::HyperError(_)))
+    };
     let mut text = String::new();
-    for error in causes(error) {
+    for error in causes(error).filter(is_plain) {
         let more = error.to_string();
         if text.is_empty() {
             text = more;
@@ -305,4 +333,60 @@ fn reason(error: &(dyn Error + 'static)) -> String {
 /// An error, and what it came from.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| error.source())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{ExitStatus, Output};
+
+    use super::*;
+
+    #[test]
+    fn what_is_refused_names_what_is_missing() {
+        let forbidden: Refusal = serde_json::from_str(include_str!(
+            "../../../../netns-tests/tests/kubernetes-1.36/error-403-anonymous.json"
+        ))
+        .unwrap();
+        let what = What { verb: "list", resource: "nodes" };
+        let text = Failure::Refused { what, refusal: forbidden }.to_string();
+        assert!(
+            text.starts_with("list nodes: this node's account may not: give it the verb \"list\" on nodes"),
+            "{text}"
+        );
+        assert!(
+            text.ends_with("cannot list resource \"nodes\" in API group \"\" at the cluster scope"),
+            "{text}"
+        );
+        let unknown: Refusal = serde_json::from_str(include_str!(
+            "../../../../netns-tests/tests/kubernetes-1.36/error-401.json"
+        ))
+        .unwrap();
+        let text = Failure::Refused { what, refusal: unknown }.to_string();
+        assert_eq!(
+            text,
+            "list nodes: the API server does not know this node's token or certificate (401): Unauthorized"
+        );
+    }
+
+    #[test]
+    fn credentials_are_never_told() {
+        let out = Output { status: ExitStatus::from_raw(256), stdout: b"hunter2".into(), stderr: Vec::new() };
+        let error = AuthError::AuthExecRun { cmd: "login".to_owned(), out: Box::new(out) };
+        let text = reason(&kube::Error::Auth(error));
+        assert_eq!(text, "the credentials of this node: login failed: exit status: 1");
+        let url: Uri = "https://admin:hunter2@[fd00::1]:6443/x".parse().unwrap();
+        assert_eq!(shown(&url), "https://[fd00::1]:6443");
+
+        for text in
+            ["users: [{user: {token: hunter2", "users:\n- user: {token: [hunter2]}\n", "hunter2", "\thunter2"]
+        {
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            if let Err(error) = Kubeconfig::read_from(file.path()) {
+                assert!(!reason(&error).contains("hunter2"), "{text}: {}", reason(&error));
+            }
+        }
+    }
 }

@@ -44,18 +44,29 @@ pub(super) struct Writer {
 /// When a part of the Node may be written, and whether somebody else writes it too.
 #[derive(Debug)]
 struct Pace<T> {
-    not_before: Instant,
-    failures: u32,
     written: Option<(T, Instant)>,
     /// So often in a row the same was written, because somebody had changed it.
     put_back: u32,
+    failures: u32,
+    /// When what has failed is tried again.
+    again_at: Option<Instant>,
     /// The last failure that was told.
     told: Option<Failure>,
 }
 
 impl<T: PartialEq> Pace<T> {
-    fn new(now: Instant) -> Self {
-        Self { not_before: now, failures: 0, written: None, put_back: 0, told: None }
+    fn new() -> Self {
+        Self { written: None, put_back: 0, failures: 0, again_at: None, told: None }
+    }
+
+    /// From when on this may be written; `None`: at once.
+    fn due(&self, wanted: &T, timing: &Timing) -> Option<Instant> {
+        let rested = self.written.as_ref().map(|(written, at)| {
+            // The shortest pause is for what comes from the watch now and was so before.
+            let times = if written == wanted { self.put_back.min(12) } else { 0 };
+            *at + timing.put_back.saturating_mul(1 << times).min(timing.longest_put_back)
+        });
+        rested.max(self.again_at)
     }
 
     /// It was written. Says whether an administrator is to be told that somebody else writes it too.
@@ -63,20 +74,15 @@ impl<T: PartialEq> Pace<T> {
         let is_again = self.written.as_ref().is_some_and(|(written, at)| {
             *written == wanted && now.duration_since(*at) < timing.longest_put_back * 2
         });
-        self.put_back = if is_again { self.put_back.saturating_add(1) } else { 0 };
+        *self = Self { put_back: if is_again { self.put_back.saturating_add(1) } else { 0 }, ..Self::new() };
         self.written = Some((wanted, now));
-        self.failures = 0;
-        self.told = None;
-        // The pause is also for what comes from the watch now and was so before.
-        let pause = timing.put_back.saturating_mul(1 << self.put_back.min(12));
-        self.not_before = now + pause.min(timing.longest_put_back);
         self.put_back == FIGHT
     }
 
     /// It could not be. Returns what is to be told of it, once.
     fn failed(&mut self, failure: Failure, now: Instant, timing: &Timing) -> Option<String> {
         self.failures = self.failures.saturating_add(1);
-        self.not_before = now + timing.pause_after(self.failures);
+        self.again_at = Some(now + timing.pause_after(self.failures));
         let is_news = match failure.code() {
             // The Node is another one, or gone: the watch will say so. Who this node is, is read again.
             Some(401 | 404 | 409 | 422) if self.failures < 3 => false,
@@ -98,7 +104,7 @@ impl Writer {
     /// Goes on for ever.
     pub(super) async fn run(mut self) {
         let now = Instant::now();
-        let (mut annotations, mut condition) = (Pace::<Statement>::new(now), Pace::<Verdict>::new(now));
+        let (mut annotations, mut condition) = (Pace::<Statement>::new(), Pace::<Verdict>::new());
         let mut node: Option<Arc<Node>> = self.own.borrow_and_update().clone();
         let mut unready_since = now;
         loop {
@@ -140,8 +146,9 @@ impl Writer {
         if changes.is_empty() {
             return None;
         }
-        if Instant::now() < pace.not_before {
-            return Some(pace.not_before);
+        let wanted = (seen.metadata.uid.clone(), announcement);
+        if let Some(due) = pace.due(&wanted, &self.timing).filter(|due| *due > Instant::now()) {
+            return Some(due);
         }
         let patch = record::patch(seen, &changes);
         let written = self.write(ANNOTATE, &self.path, MERGE, &patch).await;
@@ -150,7 +157,7 @@ impl Writer {
             Ok(written) => {
                 let keys: Vec<&str> = changes.into_keys().collect();
                 tracing::debug!(annotations = keys.join(", "), "this node's Node is annotated");
-                if pace.wrote((seen.metadata.uid.clone(), announcement), now, &self.timing) {
+                if pace.wrote(wanted, now, &self.timing) {
                     self.say(Said::Fight { what: format!("the annotations {}", keys.join(", ")) });
                 }
                 *node = Some(written);
@@ -161,7 +168,7 @@ impl Writer {
                 }
             }
         }
-        Some(pace.not_before)
+        pace.again_at
     }
 
     /// The same for the condition.
@@ -173,16 +180,20 @@ impl Writer {
         node: &mut Option<Arc<Node>>,
     ) -> Option<Instant> {
         let wanted = Wanted::of(&self.health.borrow(), unready, self.timing.not_ready_after)?;
-        let written_at = pace.written.as_ref().map(|(_, at)| *at);
-        let due = match (wanted.difference(seen), written_at) {
-            (Difference::None, _) => return None,
+        let difference = wanted.difference(seen);
+        if difference == Difference::None {
+            return None;
+        }
+        let verdict = (seen.metadata.uid.clone(), wanted);
+        let mut due = pace.due(&verdict, &self.timing);
+        if difference == Difference::Message {
             // The text alone may change often.
-            (Difference::Message, Some(at)) => pace.not_before.max(at + self.timing.message_pause),
-            _ => pace.not_before,
-        };
-        if Instant::now() < due {
+            due = due.max(pace.written.as_ref().map(|(_, at)| *at + self.timing.message_pause));
+        }
+        if let Some(due) = due.filter(|due| *due > Instant::now()) {
             return Some(due);
         }
+        let wanted = &verdict.1;
         let path = format!("{}/status", self.path);
         // Subsecond digits are none of this API's times.
         let now =
@@ -192,10 +203,10 @@ impl Writer {
         let now = Instant::now();
         match written {
             Ok(written) => {
-                if wanted.difference(seen) == Difference::Status {
+                if difference == Difference::Status {
                     self.say(Said::Readiness { wanted: wanted.clone() });
                 }
-                if pace.wrote((seen.metadata.uid.clone(), wanted), now, &self.timing) {
+                if pace.wrote(verdict, now, &self.timing) {
                     self.say(Said::Fight { what: "the condition NetworkUnavailable".to_owned() });
                 }
                 *node = Some(written);
@@ -206,7 +217,7 @@ impl Writer {
                 }
             }
         }
-        Some(pace.not_before)
+        pace.again_at
     }
 
     async fn write(
@@ -226,5 +237,53 @@ impl Writer {
     fn say(&self, said: Said) {
         // Nobody listens when the store ends.
         let _ = self.said.send(said);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_somebody_else_changes_is_put_back_less_and_less_often() {
+        let timing = Timing::default();
+        let (mut pace, mut now) = (Pace::new(), Instant::now());
+        assert_eq!(pace.due(&"a", &timing), None);
+        let mut fights = Vec::new();
+        let mut pauses = Vec::new();
+        for _ in 0..12 {
+            fights.push(pace.wrote("a", now, &timing));
+            let due = pace.due(&"a", &timing).unwrap();
+            pauses.push(due.duration_since(now).as_secs());
+            now = due;
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
+        assert_eq!(fights.iter().filter(|fight| **fight).count(), 1);
+        assert_eq!(fights.iter().position(|fight| *fight), Some(3));
+        // What is new is not held up by that, nor what has held for long.
+        assert_eq!(pace.due(&"b", &timing), Some(pace.written.unwrap().1 + timing.put_back));
+        now += timing.longest_put_back * 3;
+        pace.wrote("a", now, &timing);
+        assert_eq!(pace.due(&"a", &timing), Some(now + timing.put_back));
+    }
+
+    #[test]
+    fn what_is_refused_is_told_once() {
+        let timing = Timing::default();
+        let (mut pace, now) = (Pace::<()>::new(), Instant::now());
+        let refused = |code| Failure::Refused {
+            what: ANNOTATE,
+            refusal: object::Refusal { code, ..object::Refusal::default() },
+        };
+        let mut failed = |failure| pace.failed(failure, now, &timing).is_some();
+        assert!(failed(refused(403)));
+        assert!(!failed(refused(403)));
+        assert!(failed(refused(422)));
+        assert!(!failed(Failure::broken(ANNOTATE, "no route")));
+        assert!(pace.due(&(), &timing).is_some_and(|due| due > now));
+        pace.wrote((), now, &timing);
+        // A Node that has just been made again is no news.
+        assert!(pace.failed(refused(409), now, &timing).is_none());
+        assert!(pace.failed(refused(403), now, &timing).is_some());
     }
 }
