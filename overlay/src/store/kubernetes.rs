@@ -179,7 +179,7 @@ pub(crate) enum Said {
 async fn run(store: KubernetesStore, context: StoreContext) {
     let KubernetesStore { kubernetes, timing } = store;
     let StoreContext { identity, remembered, announcement, health, events, commands, .. } = context;
-    let access = Rc::new(Access::new(kubernetes.kubeconfig.clone(), timing.request));
+    let access = Rc::new(Access::new(kubernetes.kubeconfig.clone(), timing.request, announcement.clone()));
     let kubernetes = Rc::new(kubernetes);
     let path = format!("/api/v1/nodes/{}", identity.name);
 
@@ -187,7 +187,7 @@ async fn run(store: KubernetesStore, context: StoreContext) {
     let (said, saying) = mpsc::unbounded_channel();
     let (happens, happenings) = mpsc::channel(HAPPENINGS);
     let (own, own_node) = latest::channel(None);
-    let follower = Follower::new(Rc::clone(&access), path.clone(), timing.clone(), heard);
+    let follower = Follower::new(Rc::clone(&access), identity.name.clone(), timing.clone(), heard);
     let writer = Writer {
         access: Rc::clone(&access),
         path,

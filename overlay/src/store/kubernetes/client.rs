@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::error::Error;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,11 +14,13 @@ use kube::client::{AuthError, Body};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::object::Refusal;
 use super::record::cut;
+use crate::store::Announcement;
 
 /// The largest answer that is read as a whole, in bytes. A page of 500 Nodes has some 5 MiB.
 const LARGEST_ANSWER: usize = 64 << 20;
@@ -102,6 +105,9 @@ fn explain(what: &What, refusal: &Refusal) -> String {
 pub(super) struct Access {
     kubeconfig: Option<PathBuf>,
     limit: Duration,
+    announcement: watch::Receiver<Announcement>,
+    /// Which addresses this node had when the connections that there are were made.
+    own: RefCell<Vec<IpAddr>>,
     known: RefCell<Option<Known>>,
 }
 
@@ -122,8 +128,12 @@ pub(super) struct Answer {
 
 impl Access {
     /// `limit` is how long a request may take to be answered, or to go on being answered.
-    pub(super) fn new(kubeconfig: Option<PathBuf>, limit: Duration) -> Self {
-        Self { kubeconfig, limit, known: RefCell::new(None) }
+    pub(super) fn new(
+        kubeconfig: Option<PathBuf>,
+        limit: Duration,
+        announcement: watch::Receiver<Announcement>,
+    ) -> Self {
+        Self { kubeconfig, limit, announcement, own: RefCell::default(), known: RefCell::new(None) }
     }
 
     /// Where the server is said to be.
@@ -140,6 +150,11 @@ impl Access {
     }
 
     async fn known(&self) -> Result<Known, Failure> {
+        let own = self.announcement.borrow().addresses.clone();
+        let before = self.own.replace(own.clone());
+        if before != own && !before.is_empty() {
+            self.forget();
+        }
         if let Some(known) = self.known.borrow().as_ref() {
             return Ok(known.clone());
         }
@@ -156,6 +171,22 @@ impl Access {
         };
         *self.known.borrow_mut() = Some(known.clone());
         Ok(known)
+    }
+
+    /// Waits until this node has other addresses than it has now. Connections from those that it had may hang until they run out
+    /// of time.
+    pub(super) async fn moved(&self) {
+        let mut announcement = self.announcement.clone();
+        let mut own = announcement.borrow_and_update().addresses.clone();
+        while announcement.changed().await.is_ok() {
+            let new = announcement.borrow_and_update().addresses.clone();
+            if new != own && !own.is_empty() {
+                return;
+            }
+            own = new;
+        }
+        // The agent ends.
+        std::future::pending().await
     }
 
     /// Asks for something, and waits for the answer to begin.

@@ -16,7 +16,6 @@ use super::object::{self, Change, LARGEST_LINE, Lines, Node};
 
 const LIST: What = What { verb: "list", resource: "nodes" };
 const WATCH: What = What { verb: "watch", resource: "nodes" };
-const GET: What = What { verb: "get", resource: "nodes" };
 
 /// How many Nodes are asked for at a time where the server cannot send them one by one. Where they are so large that their page
 /// is not read, pages get smaller.
@@ -45,7 +44,9 @@ pub(super) enum Heard {
 /// The task that follows.
 pub(super) struct Follower {
     access: Rc<Access>,
-    /// The path of this node's own Node.
+    /// This node's name.
+    me: String,
+    /// Which life of its own Node was last heard of; empty: none.
     own: String,
     timing: Timing,
     heard: mpsc::Sender<Heard>,
@@ -83,10 +84,11 @@ impl From<Failure> for Trouble {
 }
 
 impl Follower {
-    pub(super) fn new(access: Rc<Access>, own: String, timing: Timing, heard: mpsc::Sender<Heard>) -> Self {
+    pub(super) fn new(access: Rc<Access>, me: String, timing: Timing, heard: mpsc::Sender<Heard>) -> Self {
         Self {
             access,
-            own,
+            me,
+            own: String::new(),
             timing,
             heard,
             position: None,
@@ -157,7 +159,7 @@ impl Follower {
                 Ok(answer) => return self.read(answer, true).await,
             }
         }
-        self.tell(Heard::Begin).await?;
+        self.begin().await?;
         let (mut next, mut count) = (None::<String>, 0);
         loop {
             let mut path = format!("/api/v1/nodes?limit={}", self.page);
@@ -177,7 +179,7 @@ impl Follower {
             self.answered().await?;
             for node in page.nodes {
                 count += 1;
-                self.tell(Heard::Put(Box::new(node))).await?;
+                self.put(Box::new(node)).await?;
             }
             next = page.next;
             if next.is_none() {
@@ -211,8 +213,11 @@ impl Follower {
     /// Reads a watch to its end. `is_list`: what is there already comes first.
     async fn read(&mut self, mut answer: Answer, mut is_list: bool) -> Result<End, Trouble> {
         if is_list {
-            self.tell(Heard::Begin).await?;
+            self.begin().await?;
         }
+        let access = Rc::clone(&self.access);
+        let moved = access.moved();
+        tokio::pin!(moved);
         let (mut lines, mut changes) = (Lines::default(), Vec::new());
         let (began, mut count, mut has_heard) = (Instant::now(), 0, false);
         let mut heard_at = began;
@@ -223,10 +228,13 @@ impl Follower {
             let data = tokio::select! {
                 data = answer.next() => data?,
                 () = sleep_until(ask_at), if !is_list => {
-                    self.ask().await?;
+                    if !self.ask().await? {
+                        return Ok(End::Expired);
+                    }
                     ask_at = Instant::now() + self.timing.quiet;
                     continue;
                 }
+                () = &mut moved => return Ok(End::Over),
                 () = sleep_until(silent_until) => {
                     let seconds = heard_at.elapsed().as_secs();
                     return Err(Failure::broken(WATCH, format!("nothing was heard for {seconds} s")).into());
@@ -249,10 +257,13 @@ impl Follower {
                 let version = match change {
                     Change::Put(node, version) => {
                         count += u32::from(is_list);
-                        self.tell(Heard::Put(node)).await?;
+                        self.put(node).await?;
                         version
                     }
                     Change::Deleted(name, version) => {
+                        if name == self.me {
+                            self.own.clear();
+                        }
                         self.tell(Heard::Deleted(name)).await?;
                         version
                     }
@@ -283,17 +294,32 @@ impl Follower {
         Ok(End::Over)
     }
 
-    /// Whether the server is there: by this node's own Node, which is of use in any case.
-    async fn ask(&mut self) -> Result<(), Trouble> {
-        let answer = match self.access.get(GET, &self.own).await {
-            Ok(answer) => answer.whole().await?,
-            Err(failure) if failure.code() == Some(404) => return self.answered().await,
-            Err(failure) => return Err(failure.into()),
-        };
-        let node = object::node(&answer)
-            .map_err(|error| Failure::broken(GET, format!("the answer cannot be read: {error}")))?;
+    /// Whether the server is there, and its history still the one that is followed: a server that was restored from a backup, or
+    /// another one at the same address, has nothing to say of a position that it has not come to.
+    async fn ask(&mut self) -> Result<bool, Trouble> {
+        let path = format!("/api/v1/nodes?fieldSelector=metadata.name%3D{}", escaped(&self.me));
+        let whole = self.access.get(LIST, &path).await?.whole().await?;
+        let page = object::page(&whole)
+            .map_err(|error| Failure::broken(LIST, format!("the answer cannot be read: {error}")))?;
         self.answered().await?;
-        self.tell(Heard::Put(Box::new(node))).await
+        // Versions are numbers that grow (KEP-5504); where they are not, nothing follows from them.
+        let number = |version: &str| version.parse::<u64>().ok();
+        let followed = self.position.as_deref().and_then(number);
+        let went_back = number(&page.version).zip(followed).is_some_and(|(is, followed)| is < followed);
+        let own = page.nodes.first().map_or("", |node| &node.metadata.uid);
+        Ok(!went_back && own == self.own)
+    }
+
+    async fn begin(&mut self) -> Result<(), Trouble> {
+        self.own.clear();
+        self.tell(Heard::Begin).await
+    }
+
+    async fn put(&mut self, node: Box<Node>) -> Result<(), Trouble> {
+        if node.metadata.name == self.me {
+            self.own.clone_from(&node.metadata.uid);
+        }
+        self.tell(Heard::Put(node)).await
     }
 
     async fn answered(&mut self) -> Result<(), Trouble> {

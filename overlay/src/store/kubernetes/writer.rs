@@ -106,15 +106,17 @@ impl Writer {
         let now = Instant::now();
         let (mut annotations, mut condition) = (Pace::<Statement>::new(), Pace::<Verdict>::new());
         let mut node: Option<Arc<Node>> = self.own.borrow_and_update().clone();
-        let mut unready_since = now;
+        // Since when this node has not been ready; `None`: it is.
+        let mut unready_since = Some(now);
         loop {
             let now = Instant::now();
-            if self.health.borrow_and_update().is_ready {
-                unready_since = now;
-            }
-            let unready = now.duration_since(unready_since);
+            unready_since = match self.health.borrow_and_update().is_ready {
+                true => None,
+                false => Some(unready_since.unwrap_or(now)),
+            };
+            let unready = unready_since.map_or(Duration::ZERO, |since| now.duration_since(since));
             let mut next =
-                (unready < self.timing.not_ready_after).then(|| unready_since + self.timing.not_ready_after);
+                unready_since.map(|since| since + self.timing.not_ready_after).filter(|at| *at > now);
             if let Some(seen) = node.clone() {
                 let due = [
                     self.annotate(&seen, &mut annotations, &mut node).await,
