@@ -57,6 +57,10 @@ pub struct Facts {
     pub conflists: Vec<Conflist>,
     /// flannel's chains and tables in the packet filter.
     pub chains: Vec<Chain>,
+    /// How many chains of host ports the plugin portmap has, which pods of before have by it.
+    pub host_ports: usize,
+    /// Whether there are tables of legacy iptables, whose chains are not read.
+    pub has_legacy: bool,
     /// Pods that host-local knows and podwire's store does not.
     pub pods_to_take_in: usize,
     /// What the agent says.
@@ -210,6 +214,19 @@ impl Plan<Action> {
                 "flannel's rules in the packet filter stay; podwire needs none of them, and the commands below remove them"
                     .to_owned(),
             );
+        }
+        if facts.has_legacy && facts.chains.is_empty() {
+            self.notes.push(
+                "flannel's rules may be in legacy iptables, which is not looked through: iptables-legacy-save | grep FLANNEL"
+                    .to_owned(),
+            );
+        }
+        if facts.host_ports > 0 {
+            self.notes.push(format!(
+                "{} host ports are by plugin portmap (chains CNI-DN-…), which containerd does not call when these pods end \
+                 after the move: delete these pods before it or soon after, then the chains that are left",
+                facts.host_ports
+            ));
         }
         if let Some(env) = &facts.subnet_env {
             let ranges = facts.ranges();

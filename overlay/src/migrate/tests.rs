@@ -77,6 +77,8 @@ fn untouched() -> Facts {
         subnet_env: Some(SubnetEnv::parse(SUBNET_ENV)),
         conflists: vec![conflist("/etc/cni/net.d/10-flannel.conflist")],
         chains: Vec::new(),
+        host_ports: 0,
+        has_legacy: false,
         pods_to_take_in: 2,
         agent: Status {
             version: "1.0.0".to_owned(),
@@ -323,6 +325,11 @@ fn what_is_left_to_an_administrator_comes_with_commands() {
         "{:?}",
         plan.notes
     );
+    let told = |facts: &Facts, words: &str| Plan::new(facts).notes.iter().any(|note| note.contains(words));
+    (facts.host_ports, facts.has_legacy) = (3, true);
+    assert!(told(&facts, "3 host ports") && !told(&facts, "legacy"), "they were found");
+    facts.chains.clear();
+    assert!(told(&facts, "iptables-legacy-save"));
     assert!(Plan::new(&untouched()).commands.is_empty(), "before podwire has routes, nobody knows");
 }
 

@@ -36,6 +36,7 @@ pub(super) fn facts(dirs: &Dirs, options: &cli::Flannel) -> Result<Facts, Failur
         (None, true) => (KeptAway::Said, None),
         (None, false) => (KeptAway::Unasked, None),
     };
+    let (chains, host_ports) = rules()?;
     let mut facts = Facts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         state_dir: dirs.state.clone(),
@@ -44,7 +45,9 @@ pub(super) fn facts(dirs: &Dirs, options: &cli::Flannel) -> Result<Facts, Failur
         routes: routes(&mut netlink)?,
         subnet_env: subnet_env(&options.subnet_file)?,
         conflists,
-        chains: chains()?,
+        chains,
+        host_ports,
+        has_legacy: ["ip_tables_names", "ip6_tables_names"].iter().any(|names| has_tables(names)),
         pods_to_take_in: 0,
         agent,
         network,
@@ -131,24 +134,29 @@ fn beside(own: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(paths)
 }
 
-/// flannel's tables and chains, as far as nftables knows them.
-fn chains() -> Result<Vec<Chain>, Failure> {
+/// flannel's tables and chains as far as nftables knows them, and how many chains portmap has for pods' host ports.
+fn rules() -> Result<(Vec<Chain>, usize), Failure> {
     let mut nft = Nft::open()?;
     let tables = nft.tables()?.into_iter();
     let mut chains: Vec<Chain> = tables
         .filter(|found| found.object.name.starts_with("flannel-"))
         .map(|found| Chain { family: found.family.to_string(), table: found.table, chain: None })
         .collect();
+    let mut host_ports = 0;
     for found in nft.chains(None)? {
-        if found.object.name.starts_with("FLANNEL-") {
-            chains.push(Chain {
-                family: found.family.to_string(),
-                table: found.table,
-                chain: Some(found.object.name),
-            });
+        let (family, table, name) = (found.family.to_string(), found.table, found.object.name);
+        if name.starts_with("FLANNEL-") {
+            chains.push(Chain { family, table, chain: Some(name) });
+        } else if name.starts_with("CNI-DN-") {
+            host_ports += 1;
         }
     }
-    Ok(chains)
+    Ok((chains, host_ports))
+}
+
+/// Whether legacy iptables has any table of a family. Asking it for one would make it.
+fn has_tables(names: &str) -> bool {
+    fs::read_to_string(format!("/proc/thread-self/net/{names}")).is_ok_and(|names| !names.trim().is_empty())
 }
 
 /// Pods that host-local knows, and podwire's store does not.
