@@ -121,6 +121,8 @@ fn what_an_administrator_must_know_is_told_on_the_node_and_by_doctor() -> Result
     api.says_unavailable("node0", "False", AT_LAST)?;
     let status = json_of(member, &["status"])?;
     assert_eq!(status["store"]["kind"], "kubernetes", "{status:#}");
+    let place = format!("Kubernetes at {}", api.url());
+    assert_eq!(status["store"]["description"], place, "{status:#}");
     // Where br_netfilter is not loaded there is none, which is told as well.
     member
         .sh("file=/proc/sys/net/bridge/bridge-nf-call-iptables; if [ -e $file ]; then echo 0 > $file; fi")?;

@@ -1,6 +1,7 @@
 //! Requests of the API server, each with a deadline. Who this node is, is read anew when the server does not know it any more.
 
 use std::cell::RefCell;
+use std::env;
 use std::error::Error;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -140,7 +141,14 @@ impl Access {
     pub(super) fn describe(kubeconfig: Option<&PathBuf>) -> String {
         match kubeconfig {
             Some(path) => format!("Kubernetes as in {}", path.display()),
-            None => "Kubernetes".to_owned(),
+            // What a kubelet says in each container.
+            None => match (env::var("KUBERNETES_SERVICE_HOST"), env::var("KUBERNETES_SERVICE_PORT")) {
+                (Ok(host), Ok(port)) if host.contains(':') => {
+                    format!("Kubernetes at https://[{host}]:{port}")
+                }
+                (Ok(host), Ok(port)) => format!("Kubernetes at https://{host}:{port}"),
+                _ => "Kubernetes".to_owned(),
+            },
         }
     }
 
