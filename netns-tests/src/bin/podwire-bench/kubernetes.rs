@@ -80,14 +80,33 @@ impl Crowd {
         named.collect()
     }
 
+    /// Ends the agent's watch, and counts what it asks for until it watches again.
+    fn watches_again(&self, what: &str, report: &mut Report) -> Result<()> {
+        let server = self.api.server();
+        server.forget_requests();
+        server.drop_watches();
+        if !wait_for(LIMIT, || server.count("watch", "nodes") > 0 && server.watches() == 1) {
+            return Err(LabError::new(format!("{what}: it is not within {LIMIT:?}")));
+        }
+        // What else follows from it.
+        wait_for(Duration::from_secs(2), || false);
+        self.report_requests(&format!("{} Nodes: {what}", self.nodes), report);
+        Ok(())
+    }
+
     fn report_requests(&self, what: &str, report: &mut Report) {
+        let mut total = 0.0;
         for (request, (count, mebibytes)) in self.requests() {
             let line = format!("{what}: {request}");
-            report.amount(&format!("{line}, requests"), None, count, "");
+            if count > 0.0 {
+                report.amount(&format!("{line}, requests"), None, count, "");
+            }
             if mebibytes >= 0.1 {
                 report.amount(&format!("{line}, answers"), None, mebibytes, "MiB");
             }
+            total += count;
         }
+        report.amount(&format!("{what}: all requests"), None, total, "");
     }
 }
 
@@ -115,6 +134,7 @@ pub(crate) fn heartbeats(size: &Size, report: &mut Report) -> Result<()> {
 
     crowd.api.server().heartbeats(Some(HEARTBEAT));
     wait_for(HEARTBEAT, || false);
+    crowd.api.server().forget_requests();
     let from = crowd.api.server().version();
     let (busy, causes) = crowd.watch(time)?;
     let beats = (crowd.api.server().version() - from) as f64 / time.as_secs_f64();
@@ -134,15 +154,15 @@ pub(crate) fn heartbeats(size: &Size, report: &mut Report) -> Result<()> {
     report.amount(&format!("{named}: the most that it ever had (VmHWM)"), Some(96.0), most, "MiB");
     crowd.report_requests(&format!("{heartbeats}: in {} s", time.as_secs()), report);
 
-    crowd.api.server().drop_watches();
-    let again = wait_for(LIMIT, || crowd.api.server().watches() == 1);
-    crowd.report_requests(&format!("{named}: a watch ends and is begun again"), report);
+    crowd.watches_again("a watch ends and is begun again", report)?;
     crowd.api.server().compact();
-    crowd.api.server().drop_watches();
-    let relisted = wait_for(LIMIT, || crowd.api.server().watches() == 1);
-    if !again || !relisted {
-        return Err(LabError::new(format!("{} Nodes: the watch is not begun again", crowd.nodes)));
-    }
-    crowd.report_requests(&format!("{named}: the same, with its history gone"), report);
-    Ok(())
+    crowd.watches_again("the same, with its history gone", report)?;
+    crowd.cluster.member_mut(0).stop_agent()?;
+    crowd.api.server().forget_requests();
+    crowd.cluster.member_mut(0).start_agent_under(&FIRST)?;
+    wait_for(Duration::from_secs(5), || false);
+    crowd.report_requests(&format!("{named}: an agent starts again"), report);
+    crowd.api.server().set_streaming_lists(false);
+    crowd.api.server().compact();
+    crowd.watches_again("a watch ends, its history is gone, and there are no streaming lists", report)
 }
