@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{ConfigMap, Container, PodSpec};
 use podwire_netns_tests::apiserver::{AGENT_TOKEN, Account, ApiServer, NodeSpec, Rule, ServerOptions, Tls};
 use podwire_netns_tests::containerd::{Containerd, DEBIAN};
 use podwire_netns_tests::image::BUSYBOX;
@@ -103,6 +103,15 @@ impl Scene {
             Lab::new(name)?.node_with("n", &NodeOptions { no_plugins: true, ..NodeOptions::default() })?;
         // As systemd has it, so that containers see what is mounted later.
         node.run("mount", &["--make-rshared", "/run"])?.success("share /run")?;
+        for line in [
+            "link add u0 type veth peer name u1",
+            "addr add 172.30.0.1/24 dev u0",
+            "link set u0 up",
+            "link set u1 up",
+            "route add default via 172.30.0.254 dev u0",
+        ] {
+            node.run("ip", &line.split(' ').collect::<Vec<_>>())?.success(line)?;
+        }
         let containerd = Containerd::start(&node, DEBIAN)?;
         let archive = node.lab().dir().join("podwire.tar");
         build(&archive)?;
@@ -112,13 +121,11 @@ impl Scene {
     }
 
     /// Starts a container with the confinement, mounts and arguments of one of the DaemonSet's, as a kubelet would.
-    fn run(&self, name: &str, container: &Container, options: &[&str]) -> Result<String> {
+    fn run(&self, name: &str, container: &Container, options: &[String]) -> Result<String> {
         let context = container.security_context.clone().unwrap_or_default();
-        let mut words: Vec<String> = ["-n", "k8s.io", "run", "--net-host", "--read-only", "--seccomp"]
-            .into_iter()
-            .chain(options.iter().copied())
-            .map(str::to_owned)
-            .collect();
+        let mut words =
+            ["-n", "k8s.io", "run", "--net-host", "--read-only", "--seccomp"].map(str::to_owned).to_vec();
+        words.extend_from_slice(options);
         let capabilities = context.capabilities.unwrap_or_default();
         let added = capabilities.add.unwrap_or_default();
         assert_eq!(capabilities.drop, Some(vec!["ALL".to_owned()]));
@@ -181,7 +188,7 @@ const USUAL: [&str; 14] = [
 ];
 
 /// The mounts of a container as `ctr` takes them.
-fn bind(pod: &k8s_openapi::api::core::v1::PodSpec, container: &Container) -> Vec<String> {
+fn bind(pod: &PodSpec, container: &Container) -> Vec<String> {
     let mounts = mounts(pod, container);
     let mounts = mounts.iter().map(|(inside, (outside, is_writable))| {
         let how = if *is_writable { "rw" } else { "ro" };
@@ -230,56 +237,35 @@ fn rules(documents: &[Value]) -> Vec<Rule> {
     rules.collect()
 }
 
-#[test]
-fn a_node_is_installed_serves_pods_and_is_cleaned() -> Result<()> {
-    let documents = render(&conf("kubernetes"))?;
-    let pod = pod(&documents);
-    let [install, agent] = containers(&pod);
-    let mut scene = Scene::new("install")?;
-    let node = scene.node.clone();
-    for line in [
-        "link add u0 type veth peer name u1",
-        "addr add 172.30.0.1/24 dev u0",
-        "link set u0 up",
-        "link set u1 up",
-        "route add default via 172.30.0.254 dev u0",
-    ] {
-        node.run("ip", &line.split(' ').collect::<Vec<_>>())?.success(line)?;
-    }
-    let sysctl = |name: &str| {
-        node.run("cat", &[&format!("/proc/sys/net/{name}")]).map(|done| done.out().trim().to_owned())
-    };
-    node.run("sh", &["-c", "echo 0 > /proc/sys/net/ipv4/ip_forward"])?.success("switch forwarding off")?;
-    let server = api_server(&node, &documents)?;
-
-    for (_, (outside, _)) in mounts(&pod, install).into_iter().chain(mounts(&pod, agent)) {
-        fs::create_dir_all(node.path(outside)).map_err(LabError::because("make a mount's directory"))?;
-    }
-
-    // The init container, twice: as after a restart of the pod.
+/// Runs the init container, twice: as after a restart of the pod.
+fn install_programs(scene: &Scene, pod: &PodSpec) -> Result<()> {
+    let [install, _] = containers(pod);
     for (said, left) in [("installed", "unchanged"), ("unchanged", "installed")] {
-        let options: Vec<String> = ["--rm".to_owned()].into_iter().chain(bind(&pod, install)).collect();
-        let told = scene.run(said, install, &options.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let told = scene.run(said, install, &[vec!["--rm".to_owned()], bind(pod, install)].concat())?;
         assert!(told.contains(said) && !told.contains(left), "{told}");
     }
     assert_eq!(
-        node.list("/opt/cni/bin"),
+        scene.node.list("/opt/cni/bin"),
         ["loopback", "podwire", "podwire-ipam", "podwire-tuning", "podwirectl", "podwired"]
     );
-    let version = node.run("/opt/cni/bin/podwired", &["--version"])?.success("podwired --version")?;
+    let version = scene.node.run("/opt/cni/bin/podwired", &["--version"])?.success("podwired --version")?;
     assert_eq!(version.out().trim(), concat!("podwired ", env!("CARGO_PKG_VERSION")));
+    Ok(())
+}
 
-    // The agent.
-    let config: k8s_openapi::api::core::v1::ConfigMap = only(&documents, "ConfigMap");
-    let text = &config.data.unwrap_or_default()["podwired.toml"];
-    node.write("/run/config/podwired.toml", text)?;
-    let name = &agent.env.iter().flatten().next().expect("a variable").name;
+/// What the agent's container is given: its mounts, and what the kubelet adds to them.
+fn agent_options(node: &Node, documents: &[Value]) -> Result<Vec<String>> {
+    let pod = pod(documents);
+    let [_, agent] = containers(&pod);
+    let config: ConfigMap = only(documents, "ConfigMap");
+    node.write("/run/config/podwired.toml", &config.data.unwrap_or_default()["podwired.toml"])?;
+    let node_name = &agent.env.iter().flatten().next().expect("a variable").name;
     let given = [
         "--detach",
         "--log-uri",
         &format!("file://{LOG}"),
         "--env",
-        &format!("{name}={NODE}"),
+        &format!("{node_name}={NODE}"),
         "--env",
         &format!("KUBERNETES_SERVICE_HOST={ADDRESS}"),
         "--env",
@@ -289,8 +275,25 @@ fn a_node_is_installed_serves_pods_and_is_cleaned() -> Result<()> {
         "--mount",
         &format!("type=bind,src={ACCOUNT},dst=/var{ACCOUNT},options=rbind:ro"),
     ];
-    let bound = bind(&pod, agent);
-    let options: Vec<&str> = given.into_iter().chain(bound.iter().map(String::as_str)).collect();
+    Ok([given.map(str::to_owned).to_vec(), bind(&pod, agent)].concat())
+}
+
+#[test]
+fn a_node_is_installed_serves_pods_and_is_cleaned() -> Result<()> {
+    let documents = render(&conf("kubernetes"))?;
+    let pod = pod(&documents);
+    let [install, agent] = containers(&pod);
+    let mut scene = Scene::new("install")?;
+    let node = scene.node.clone();
+    for (_, (outside, _)) in mounts(&pod, install).into_iter().chain(mounts(&pod, agent)) {
+        fs::create_dir_all(node.path(outside)).map_err(LabError::because("make a mount's directory"))?;
+    }
+    // It is for the agent to switch it on.
+    node.run("sh", &["-c", "echo 0 > /proc/sys/net/ipv4/ip_forward"])?.success("switch forwarding off")?;
+    let server = api_server(&node, &documents)?;
+
+    install_programs(&scene, &pod)?;
+    let options = agent_options(&node, &documents)?;
     scene.run("agent", agent, &options)?;
     let is_ready = || {
         server.condition(NODE, "NetworkUnavailable").is_some_and(|condition| condition["status"] == "False")
@@ -300,7 +303,8 @@ fn a_node_is_installed_serves_pods_and_is_cleaned() -> Result<()> {
         "the Node is not ready; the agent's log is\n{}",
         scene.log()
     );
-    assert_eq!(sysctl("ipv4/ip_forward")?, "1", "{}", scene.log());
+    let forwards = node.run("cat", &["/proc/sys/net/ipv4/ip_forward"])?.out();
+    assert_eq!(forwards.trim(), "1", "{}", scene.log());
     assert!(server.annotation(NODE, "podwire.dev/node").is_some(), "{}", scene.log());
     assert!(
         !scene.log().contains("EROFS") && !scene.log().contains("EPERM") && !scene.log().contains("EACCES"),

@@ -276,6 +276,8 @@ fn both_containers_are_of_this_versions_image_and_confined() {
             assert_eq!(context.read_only_root_filesystem, Some(true));
             assert_eq!(context.allow_privilege_escalation, Some(false));
             assert_eq!(context.privileged, None);
+            let seccomp = context.seccomp_profile.as_ref().map(|profile| profile.type_.as_str());
+            assert_eq!(seccomp, Some("RuntimeDefault"));
             let capabilities = context.capabilities.as_ref().expect("it is in the manifest");
             assert_eq!(capabilities.drop.as_deref(), Some(&["ALL".to_owned()][..]));
             let limits = container
