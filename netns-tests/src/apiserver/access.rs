@@ -90,12 +90,7 @@ pub(super) fn authenticate(accounts: &Accounts, authorization: Option<&str>) -> 
 /// Whether they may.
 pub(super) fn authorise(account: &Account, call: &Call) -> Result<(), Failure> {
     if !account.rules.iter().any(|rule| rule.allows(call)) {
-        let place = match call.namespace.as_str() {
-            "" => "at the cluster scope".to_owned(),
-            namespace => format!("in the namespace \"{namespace}\""),
-        };
-        let what = (call.verb.name(), call.wanted());
-        return Err(Failure::forbidden(call.resource, &call.name, &account.user, (what.0, &what.1), &place));
+        return Err(Failure::forbidden(call, &account.user));
     }
     match &account.bound_to {
         Some(own) if call.resource.kind == Kind::Node && call.verb.is_write() && call.name != *own => {

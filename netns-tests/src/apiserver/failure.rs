@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::kind::Resource;
+use super::request::Call;
 
 /// An answer that is no success.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,20 +65,21 @@ impl Failure {
         Self::plain(401, "Unauthorized", "Unauthorized")
     }
 
-    /// `what`: the verb, the resource with its subresource, its group; `place`: `at the cluster scope`, `in the namespace "x"`.
-    pub(super) fn forbidden(
-        resource: Resource,
-        name: &str,
-        user: &str,
-        (verb, wanted): (&str, &str),
-        place: &str,
-    ) -> Self {
-        let subject = subject(resource, name);
+    /// No rule allows it to that user.
+    pub(super) fn forbidden(call: &Call, user: &str) -> Self {
+        let Call { resource, name, .. } = call;
+        let place = match call.namespace.as_str() {
+            "" => "at the cluster scope".to_owned(),
+            namespace => format!("in the namespace \"{namespace}\""),
+        };
         let message = format!(
-            "{subject} is forbidden: User \"{user}\" cannot {verb} resource \"{wanted}\" in API group \"{}\" {place}",
+            "{} is forbidden: User \"{user}\" cannot {} resource \"{}\" in API group \"{}\" {place}",
+            subject(*resource, name),
+            call.verb.name(),
+            call.wanted(),
             resource.group
         );
-        Self::plain(403, "Forbidden", message).about(resource, name)
+        Self::plain(403, "Forbidden", message).about(*resource, name)
     }
 
     /// What an admission policy refuses.

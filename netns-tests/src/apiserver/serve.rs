@@ -35,7 +35,7 @@ use super::request::{Call, Verb};
 use super::respond::{JSON, Reply, Sent, about_the_server, respond};
 use super::seed::confirm;
 use super::store::{Change, Stamp, Store};
-use super::watching::{News, Watch};
+use super::watching::Watch;
 use super::{Fault, ServerOptions};
 
 /// What a connection gets for sending what it was given, before it is broken.
@@ -122,7 +122,7 @@ impl Shared {
         self.news.send_if_modified(|known| std::mem::replace(known, version) != version);
     }
 
-    pub(super) fn news(&self) -> News {
+    pub(super) fn news(&self) -> watch::Receiver<u64> {
         self.news.subscribe()
     }
 

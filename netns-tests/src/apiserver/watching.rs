@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyper::body::Bytes;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::Fault;
@@ -39,7 +39,7 @@ pub(super) struct Watch {
     lasts: Duration,
 }
 
-/// Where lines go. An error means that nobody reads them any more, or that the server has a fault which ends the watch.
+/// Where lines go. A break means that nobody reads them any more, or that the server has a fault which ends the watch.
 struct Lines<'a> {
     shared: &'a Shared,
     out: mpsc::Sender<Result<Bytes, Cut>>,
@@ -235,6 +235,3 @@ impl Lines<'_> {
         ControlFlow::Continue(())
     }
 }
-
-/// Who is told of changes.
-pub(super) type News = watch::Receiver<u64>;

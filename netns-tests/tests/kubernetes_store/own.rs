@@ -217,7 +217,7 @@ fn the_condition_says_at_once_that_the_node_is_ready_and_late_that_it_is_not() -
     let since = condition()["lastTransitionTime"].clone();
 
     // What passes within the limit is not told, however long all was well before.
-    agent.hear_for(Duration::from_millis(2500));
+    agent.hear_for(Duration::from_millis(1800));
     let writes = server.count("patch", "nodes/status");
     agent.health.send_replace(not_ready("podwire.1 is gone"));
     agent.hear_for(Duration::from_millis(300));
