@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use podwire_netns_tests::apiserver::{AGENT_TOKEN, Account, ApiServer, Fault, Rule, ServerOptions, Tls};
+use podwire_netns_tests::apiserver::{
+    AGENT_TOKEN, Account, ApiServer, Fault, Kind, Rule, ServerOptions, Tls,
+};
 use podwire_netns_tests::{LabError, Result, wait_for};
 use podwire_overlay::cluster::{NodeRecord, Snapshot};
 use podwire_overlay::store::kubernetes::Timing;
@@ -217,6 +219,25 @@ fn what_the_account_may_not_do_is_named() -> Result<()> {
     server.admit(AGENT_TOKEN, Account::agent());
     agent.wait("the record is written", |_| server.annotation("node-1", RECORD).is_some());
     agent.wait("the condition is written", |_| server.condition("node-1", "NetworkUnavailable").is_some());
+    Ok(())
+}
+
+#[test]
+fn a_server_that_was_set_back_is_followed() -> Result<()> {
+    let server = three_nodes(&ServerOptions::default())?;
+    // Versions far above those of the server that takes its place.
+    for number in 0..200 {
+        server.patch_node("node-2", &json!({ "metadata": { "labels": { "n": number.to_string() } } }))?;
+    }
+    let agent = Agent::start(&server);
+    agent.wait_for_nodes(&["node-2", "node-3"]);
+    let at = server.address();
+    drop(server);
+    let server = ApiServer::start(&ServerOptions { listen: at, ..ServerOptions::default() })?;
+    server.create_node(&super::node(1))?;
+    server.create_node(&peer(3))?;
+    server.create(Kind::Namespace, json!({ "metadata": { "name": "web" } }))?;
+    agent.wait_for_nodes(&["node-3"]);
     Ok(())
 }
 
