@@ -32,7 +32,7 @@ use ipnetwork::IpNetwork;
 use podwire_kernel::Family;
 
 pub use device::{Device, DeviceId, MARK, Naming};
-pub use path::{Direct, FdbItem, Hop, NeighbourItem, Path, PeerRoute, Tunnel, Via};
+pub use path::{Direct, FdbItem, Hop, NeighbourItem, Path, PeerRoute, Tunnel, Tunnels, Via};
 
 use crate::cluster::topology::{Problem, ProblemKind, Topology, vtep_mac};
 use crate::cluster::{ClusterConfig, DirectRouting, Encapsulation, IpFamily, Vtep};

@@ -16,17 +16,23 @@ use crate::cluster::{ClusterConfig, DirectRouting, Encapsulation};
 pub struct Path {
     /// The peer.
     pub peer: Arc<Peer>,
-    /// Through which tunnel IPv4 packets get there; `None` if none leads there.
-    pub tunnel4: Option<Tunnel>,
-    /// The same of IPv6 packets. Peers of flannel's kind have another for each family ([`NodeRecord::same_family`]), all
-    /// others one for both.
-    ///
-    /// [`NodeRecord::same_family`]: crate::cluster::NodeRecord::same_family
-    pub tunnel6: Option<Tunnel>,
+    /// Through which tunnels.
+    pub tunnels: Tunnels,
     /// How IPv4 packets get there without one.
     pub direct4: Option<Direct>,
     /// How IPv6 packets get there without one.
     pub direct6: Option<Direct>,
+}
+
+/// The tunnels that lead to a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tunnels {
+    /// One for packets of both families; `None` if none leads there.
+    Shared(Option<Tunnel>),
+    /// One for IPv4 packets and one for IPv6 ones: to a peer of flannel's kind
+    /// ([`NodeRecord::same_family`](crate::cluster::NodeRecord::same_family)). Elsewhere, for there may be thousands of the
+    /// other kind, and each change walks along them.
+    ByFamily(Box<[Option<Tunnel>; 2]>),
 }
 
 /// A peer's end of a tunnel.
@@ -137,20 +143,35 @@ impl PeerRoute {
 impl Path {
     /// How packets to the peer's pods of that family travel.
     pub fn hop(&self, family: Family) -> Hop {
-        let (direct, tunnel) = match family {
-            Family::V4 => (self.direct4, self.tunnel4),
-            Family::V6 => (self.direct6, self.tunnel6),
+        let direct = match family {
+            Family::V4 => self.direct4,
+            Family::V6 => self.direct6,
         };
-        match (direct, tunnel) {
+        match (direct, self.tunnel(family)) {
             (Some(direct), _) => Hop::Direct(direct),
             (None, Some(tunnel)) => Hop::Tunnel(tunnel),
             (None, None) => Hop::None,
         }
     }
 
-    /// Its tunnels, whether or not packets take them at the moment. One that is for both families comes twice.
-    pub fn tunnels(&self) -> impl Iterator<Item = Tunnel> {
-        self.tunnel4.into_iter().chain(self.tunnel6)
+    /// The tunnel that leads to the peer's pods of that family, whether or not packets take it at the moment.
+    pub fn tunnel(&self, family: Family) -> Option<Tunnel> {
+        match &self.tunnels {
+            Tunnels::Shared(tunnel) => *tunnel,
+            Tunnels::ByFamily(tunnels) => {
+                let [v4, v6] = **tunnels;
+                if family == Family::V4 { v4 } else { v6 }
+            }
+        }
+    }
+
+    /// All that there are, likewise.
+    pub fn tunnels(&self) -> impl Iterator<Item = &Tunnel> {
+        let tunnels = match &self.tunnels {
+            Tunnels::Shared(tunnel) => std::slice::from_ref(tunnel),
+            Tunnels::ByFamily(tunnels) => tunnels.as_slice(),
+        };
+        tunnels.iter().flatten()
     }
 
     /// Each subnet that packets reach through a tunnel, with that.
@@ -232,7 +253,7 @@ impl<'a> Ways<'a> {
     /// The way to a peer.
     pub(super) fn path(&self, peer: &Arc<Peer>, problems: &mut Vec<Problem>) -> Path {
         let mut path =
-            Path { peer: Arc::clone(peer), tunnel4: None, tunnel6: None, direct4: None, direct6: None };
+            Path { peer: Arc::clone(peer), tunnels: Tunnels::Shared(None), direct4: None, direct6: None };
         let addresses = &peer.record.addresses;
         if let Some(own) = self.links.iter().find(|link| addresses.contains(&link.address)) {
             let text =
@@ -242,17 +263,18 @@ impl<'a> Ways<'a> {
         }
         if !peer.record.same_family {
             let Way { tunnel, direct, direct6 } = self.way(peer, None, problems);
-            (path.tunnel4, path.tunnel6, path.direct4, path.direct6) = (tunnel, tunnel, direct, direct6);
-            return path;
+            return Path { tunnels: Tunnels::Shared(tunnel), direct4: direct, direct6, ..path };
         }
+        let [mut tunnel4, mut tunnel6] = [None; 2];
         for subnet in &peer.subnets {
             let family = Family::of(subnet.network.network());
             let Way { tunnel, direct, direct6 } = self.way(peer, Some(family), problems);
             match family {
-                Family::V4 => (path.tunnel4, path.direct4) = (tunnel, direct),
-                Family::V6 => (path.tunnel6, path.direct6) = (tunnel, direct6),
+                Family::V4 => (tunnel4, path.direct4) = (tunnel, direct),
+                Family::V6 => (tunnel6, path.direct6) = (tunnel, direct6),
             }
         }
+        path.tunnels = Tunnels::ByFamily(Box::new([tunnel4, tunnel6]));
         path
     }
 

@@ -60,7 +60,7 @@ fn the_first_family_that_both_have_carries_the_packets() {
     };
     let chosen = |config: ClusterConfig, record: NodeRecord| {
         let desired = desired(config, [record], &underlay());
-        desired.paths[0].tunnel4.map(|tunnel| tunnel.device.family)
+        desired.paths[0].tunnel(Family::V4).map(|tunnel| tunnel.device.family)
     };
     let turned = || ClusterConfig { underlay: vec![IpFamily::Ipv6, IpFamily::Ipv4], ..config() };
     assert_eq!(chosen(config(), record(2)), Some(Family::V4));
@@ -84,7 +84,7 @@ fn each_peer_is_sent_the_best_that_it_receives() {
         [announcing(2, &[old], old), announcing(3, &[old, new], old), announcing(4, &[odd], odd), record(5)];
     let desired = desired(config, records, &underlay());
     let sent: Vec<_> =
-        desired.paths.iter().map(|path| path.tunnel4.map(|t| t.device.encapsulation)).collect();
+        desired.paths.iter().map(|path| path.tunnel(Family::V4).map(|t| t.device.encapsulation)).collect();
     assert_eq!(sent, [Some(old), Some(new), None, Some(new)]);
     assert_eq!(desired.announcement.sends, Some(old));
     assert_eq!(
@@ -221,7 +221,8 @@ fn adopted_devices_keep_name_and_address_and_others_are_told_both() {
     for (family, mac) in [(IpFamily::Ipv4, told.mac), (IpFamily::Ipv6, told.over(Family::V6))] {
         let config = ClusterConfig { underlay: vec![family], ..config() };
         let seen = tests::desired(config, [adopted.clone()], &underlay());
-        assert_eq!(seen.paths[0].tunnels().map(|tunnel| tunnel.mac).collect::<Vec<_>>(), [mac; 2]);
+        let of = |family| seen.paths[0].tunnel(family).map(|tunnel| tunnel.mac);
+        assert_eq!([Family::V4, Family::V6].map(of), [Some(mac); 2]);
     }
     // That is this node's own.
     let desired = wish(config(), vec![adopted]);

@@ -106,7 +106,7 @@ fn walk<'a>(
 }
 
 fn same_way(a: &Path, b: &Path) -> bool {
-    (a.tunnel4, a.tunnel6, a.direct4, a.direct6) == (b.tunnel4, b.tunnel6, b.direct4, b.direct6)
+    (&a.tunnels, a.direct4, a.direct6) == (&b.tunnels, b.direct4, b.direct6)
 }
 
 type Keyed<K, V> = BTreeMap<K, (V, Option<u32>)>;

@@ -176,7 +176,9 @@ impl Node {
         if let Some(member) = &cluster.member {
             match member.refusal(now) {
                 // The device that is in the way is among the problems, with what to do about it.
-                Some(_) if cluster.report.as_ref().is_some_and(|report| report.barred.is_some()) => {}
+                Some(why)
+                    if cluster.report.as_ref().is_some_and(|report| report.barred.as_ref() == Some(&why)) => {
+                }
                 Some(refusal) if member.stranded().is_some() => {
                     let advice =
                         "pods are taken as soon as it has one; see overlay.interface and overlay.addresses";
