@@ -230,7 +230,13 @@ impl Access {
         let request = request
             .body(Body::from(body))
             .map_err(|error| Failure::broken(what, format!("it cannot be asked: {error}")))?;
-        let response = match timeout(self.limit, client.send(request)).await {
+        let sent = tokio::select! {
+            sent = timeout(self.limit, client.send(request)) => sent,
+            () = self.moved() => {
+                return Err(Failure::broken(what, format!("{server}: this node has other addresses now")));
+            }
+        };
+        let response = match sent {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
                 return Err(Failure::broken(what, format!("{server}: {}", self.failed(&error))));

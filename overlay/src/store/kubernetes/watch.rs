@@ -57,13 +57,15 @@ pub(super) struct Follower {
     page: usize,
     /// How many Nodes were listed last.
     nodes: u32,
-    /// So many attempts in a row have come to nothing.
+    /// So many attempts in a row have come to nothing, or have not lasted.
     failures: u32,
     has_failed: bool,
 }
 
 /// How an attempt ended that has not failed.
 enum End {
+    /// Everything is listed.
+    Listed,
     /// The server has ended the watch, as it does after some minutes.
     Over,
     /// What lies between is not known any more: everything has to be listed.
@@ -103,22 +105,28 @@ impl Follower {
     /// Goes on until nobody listens any more.
     pub(super) async fn run(mut self) {
         loop {
+            let began = Instant::now();
             let attempt = match self.position.clone() {
                 Some(position) => self.follow(&position).await,
                 None => self.list().await,
             };
+            // What holds only for a moment is no success: a server may end each watch after its first line.
+            if began.elapsed() >= self.timing.lost_after {
+                self.failures = 0;
+            }
             let pause = match attempt {
-                Ok(End::Over) => Duration::ZERO,
+                Ok(End::Listed) => Duration::ZERO,
+                Ok(End::Over) if began.elapsed() >= self.timing.lost_after => Duration::ZERO,
+                Ok(End::Over) => self.fail(),
                 // After a restart of the server this is so for all agents at the same moment.
                 Ok(End::Expired) => {
                     self.position = None;
                     let most = self.timing.jitter_per_node.saturating_mul(self.nodes);
-                    most.min(self.timing.longest_jitter).mul_f64(rand::random_range(0.0..1.0))
+                    self.fail() + most.min(self.timing.longest_jitter).mul_f64(rand::random_range(0.0..1.0))
                 }
                 Err(Trouble::Closed) => return,
                 Err(Trouble::Failed(failure)) => {
                     tracing::debug!(%failure, "the API server is asked again");
-                    self.failures = self.failures.saturating_add(1);
                     self.has_failed = true;
                     // The position is at fault: too old, or newer than a server that was restored from a backup.
                     if matches!(failure.code(), Some(400 | 410 | 422 | 504)) {
@@ -127,7 +135,7 @@ impl Follower {
                     if self.heard.send(Heard::Failed(failure)).await.is_err() {
                         return;
                     }
-                    self.timing.pause_after(self.failures)
+                    self.fail()
                 }
             };
             tokio::select! {
@@ -135,6 +143,12 @@ impl Follower {
                 () = self.heard.closed() => return,
             }
         }
+    }
+
+    /// Counts an attempt that came to nothing, and says how long to wait.
+    fn fail(&mut self) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        self.timing.pause_after(self.failures)
     }
 
     /// Lists everything, and goes on to follow where that is one request.
@@ -184,7 +198,7 @@ impl Follower {
             next = page.next;
             if next.is_none() {
                 self.listed(count, page.version).await?;
-                return Ok(End::Over);
+                return Ok(End::Listed);
             }
         }
     }
@@ -323,7 +337,6 @@ impl Follower {
     }
 
     async fn answered(&mut self) -> Result<(), Trouble> {
-        self.failures = 0;
         if std::mem::take(&mut self.has_failed) {
             self.tell(Heard::Answered).await?;
         }
