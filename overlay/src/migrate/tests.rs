@@ -6,7 +6,7 @@ use podwire_kernel::route::{Nexthop, ROUTE_PROTOCOL};
 
 use super::*;
 use crate::cluster::{ClusterConfig, Encapsulation};
-use crate::status::StoreStatus;
+use crate::status::{StoreState, StoreStatus};
 use crate::terminal::Style;
 
 const CONFLIST: &str = r#"{

@@ -341,7 +341,7 @@ pub(crate) struct Flannel {
     pub(crate) dry_run: bool,
 
     /// Give the node back to flannel. The agent must not run; afterwards flannel may
-    #[arg(long, conflicts_with_all = ["flannel_is_gone", "config", "wait"])]
+    #[arg(long, conflicts_with_all = ["flannel_is_gone", "wait"])]
     pub(crate) back: bool,
 
     /// Do not ask the API server whether flannel's DaemonSet and pods are kept away from this node: they are

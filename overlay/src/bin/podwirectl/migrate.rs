@@ -7,7 +7,7 @@ mod steps;
 
 use podwire_ipam::Dirs;
 use podwire_overlay::migrate::text;
-use podwire_overlay::migrate::{Facts, Plan, Step};
+use podwire_overlay::migrate::{Plan, Step};
 use podwire_overlay::terminal::harmless;
 use serde::Serialize;
 
@@ -77,9 +77,4 @@ fn go<A>(
         output.raw(&text::end(&plan, output.style))?;
     }
     Ok(done.into())
-}
-
-/// Of the way there and back: what the facts are made of.
-fn device_indexes(facts: &Facts) -> Vec<u32> {
-    podwire_overlay::migrate::indexes(&facts.links, &facts.wanted())
 }

@@ -10,10 +10,10 @@ use podwire_kernel::{Netlink, route};
 use podwire_overlay::adoption::{Adoption, SetAside};
 use podwire_overlay::migrate::pods;
 use podwire_overlay::migrate::routes::foreign;
-use podwire_overlay::migrate::{Action, Facts};
+use podwire_overlay::migrate::{Action, Facts, indexes};
 use podwire_overlay::status::Status;
 
-use super::{device_indexes, look};
+use super::look;
 use crate::agent::Agent;
 use crate::cli;
 use crate::output::{Failure, note};
@@ -125,7 +125,7 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<(), Failure> {
 fn remove_routes(facts: &Facts) -> Result<String, Failure> {
     let mut netlink = Netlink::open()?;
     let routes = look::routes(&mut netlink)?;
-    let foreign = foreign(&routes, &device_indexes(facts), &facts.ranges());
+    let foreign = foreign(&routes, &indexes(&facts.links, &facts.wanted()), &facts.ranges());
     let requests: Vec<_> = foreign.obsolete.iter().map(route::remove).collect();
     let failures = netlink.apply_all(&requests)?;
     if let Some(error) = failures.into_iter().find(|error| !error.is_missing()) {
