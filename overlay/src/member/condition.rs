@@ -51,7 +51,7 @@ impl Condition {
         }
         let has_lasted = |since: &BootTime| now.0.saturating_sub(since.0) >= LASTING;
         let lasting = self.since.iter().filter(|(_, since)| has_lasted(since)).map(|(text, _)| text.clone());
-        // They are the reason, not one of several problems.
+        // What is told as the reason is not told again as a problem.
         let why = why(member, findings.silent, now);
         Health {
             is_ready: why.is_none(),

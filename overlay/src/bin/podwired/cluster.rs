@@ -95,6 +95,8 @@ async fn part(node: Rc<Node>, reload: Arc<Notify>, mut ending: watch::Receiver<b
         refuse_what_nobody_knows(&node.dirs, &config.network.name);
     }
     let mut part = Part::begin(node, identity, memory, recollection, reload)?;
+    // The overlay's first pass keeps the gateways of pods that have addresses of earlier subnets.
+    part.node.look_at_pods().await;
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ticks: u64 = 0;

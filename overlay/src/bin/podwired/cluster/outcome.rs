@@ -16,7 +16,7 @@ use crate::node::Cluster;
 /// How many nodes a line of the log names.
 const FEW: usize = 5;
 
-/// Says what this node's part is; whether it was another one before.
+/// Says what this node's part is; whether its subnets are others than were known.
 pub(super) fn tell_of_membership(before: Option<&Membership>, now: &Membership) -> bool {
     let subnets = super::listed(now);
     match before {
@@ -39,7 +39,7 @@ pub(super) fn tell_of_membership(before: Option<&Membership>, now: &Membership) 
                 generation = now.generation,
                 "joined: the store gives this node its subnets"
             );
-            false
+            true
         }
     }
 }
