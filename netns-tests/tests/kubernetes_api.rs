@@ -368,14 +368,14 @@ fn accounts_may_do_what_their_rules_say() -> Result<()> {
     assert_eq!(code, 403);
     assert_eq!(
         refused["message"],
-        "nodes \"node-0\" is forbidden: User \"system:serviceaccount:podwire:podwire\" cannot delete resource \
+        "nodes \"node-0\" is forbidden: User \"system:serviceaccount:podwire-system:podwire\" cannot delete resource \
          \"nodes\" in API group \"\" at the cluster scope"
     );
     let (code, refused) = agent.look("/apis/apps/v1/namespaces/kube-flannel/daemonsets")?;
     assert_eq!(code, 403);
     assert_eq!(
         refused["message"],
-        "daemonsets.apps is forbidden: User \"system:serviceaccount:podwire:podwire\" cannot list resource \
+        "daemonsets.apps is forbidden: User \"system:serviceaccount:podwire-system:podwire\" cannot list resource \
          \"daemonsets\" in API group \"apps\" in the namespace \"kube-flannel\""
     );
     server.rotate(AGENT_TOKEN, "next");

@@ -53,14 +53,13 @@ impl Account {
         }
     }
 
-    /// The agents' service account.
+    /// The agents' service account, with the rules of conf/kubernetes/podwire.yaml.
     pub fn agent() -> Self {
         Self {
-            user: "system:serviceaccount:podwire:podwire".to_owned(),
+            user: "system:serviceaccount:podwire-system:podwire".to_owned(),
             rules: vec![
                 Rule::new("", &["nodes"], &["get", "list", "watch", "patch"]),
                 Rule::new("", &["nodes/status"], &["patch"]),
-                Rule::new("", &["events"], &["create", "patch"]),
                 Rule::new("events.k8s.io", &["events"], &["create", "patch"]),
             ],
             bound_to: None,
