@@ -22,7 +22,8 @@ fuzz_target!(|data: &[u8]| {
     for torn in data.chunks(1 + usize::from(*choice)) {
         lines.feed(torn, |line| whole.push(line.to_vec()));
     }
-    let complete: Vec<&[u8]> = data.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n")).collect();
+    let complete: Vec<&[u8]> =
+        data.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n")).collect();
     assert_eq!(whole, complete);
     nodes.begin();
     for line in &whole {
@@ -49,8 +50,9 @@ fuzz_target!(|data: &[u8]| {
 
 fn check(node: &Node, kubernetes: &Kubernetes) {
     let _ = record::own(node, kubernetes);
-    let vtep: Vtep = serde_json::from_str(r#"{"vni":1,"port":8472,"mac":"02:00:00:00:00:01","mac6":"02:00:00:00:00:06"}"#)
-        .expect("this is a VTEP");
+    let vtep: Vtep =
+        serde_json::from_str(r#"{"vni":1,"port":8472,"mac":"02:00:00:00:00:01","mac6":"02:00:00:00:00:06"}"#)
+            .expect("this is a VTEP");
     let announcement = Announcement {
         addresses: vec!["192.0.2.1".parse().expect("an address"), "2001:db8::1".parse().expect("an address")],
         mtu: Some(1500),
@@ -62,8 +64,11 @@ fn check(node: &Node, kubernetes: &Kubernetes) {
     let written = patch.pointer("/metadata/annotations").and_then(Value::as_object).expect("annotations");
     assert_eq!(written.len(), changes.len());
     // As the API server would apply it: to a Node with nothing but that.
-    let annotations: serde_json::Map<String, Value> =
-        written.iter().filter(|(_, text)| !text.is_null()).map(|(key, text)| (key.clone(), text.clone())).collect();
+    let annotations: serde_json::Map<String, Value> = written
+        .iter()
+        .filter(|(_, text)| !text.is_null())
+        .map(|(key, text)| (key.clone(), text.clone()))
+        .collect();
     if !annotations.contains_key(record::NODE) {
         return;
     }
