@@ -149,7 +149,7 @@ impl Scene {
             let mut tasks = tasks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
             tasks.any(|task| task.first() == Some(&name) && task.last() == Some(&"STOPPED"))
         };
-        if wait_for(Duration::from_secs(30), has_ended) {
+        if wait_for(Duration::from_secs(60), has_ended) {
             return Ok(());
         }
         Err(LabError::new(format!("{name} goes on after {signal}; its log is\n{}", self.log())))
@@ -299,7 +299,7 @@ fn a_node_is_installed_serves_pods_and_is_cleaned() -> Result<()> {
         server.condition(NODE, "NetworkUnavailable").is_some_and(|condition| condition["status"] == "False")
     };
     assert!(
-        wait_for(Duration::from_secs(60), is_ready),
+        wait_for(Duration::from_secs(120), is_ready),
         "the Node is not ready; the agent's log is\n{}",
         scene.log()
     );
@@ -332,9 +332,11 @@ fn a_node_is_installed_serves_pods_and_is_cleaned() -> Result<()> {
     node.run("rm", &["-r", "/var/lib/podwire/ipam"])?.success("lose the address store")?;
     scene.run("second", agent, &options)?;
     let knows_pods = || scene.look("second", &["ipam", "show"]).is_ok_and(|leases| leases.contains(&other));
-    assert!(wait_for(Duration::from_secs(30), knows_pods), "{}", scene.log());
+    assert!(wait_for(Duration::from_secs(60), knows_pods), "{}", scene.log());
     scene.end("second", "SIGTERM")?;
-    assert!(scene.log().trim_end().ends_with("ended"), "{}", scene.log());
+    // The last lines come by way of the runtime's shim.
+    let said_so = || scene.log().trim_end().ends_with("ended");
+    assert!(wait_for(Duration::from_secs(30), said_so), "{}", scene.log());
 
     // Removing it again.
     for pod in &pods {
