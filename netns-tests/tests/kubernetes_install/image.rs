@@ -334,9 +334,9 @@ fn a_node_is_installed_serves_pods_and_is_cleaned() -> Result<()> {
     let knows_pods = || scene.look("second", &["ipam", "show"]).is_ok_and(|leases| leases.contains(&other));
     assert!(wait_for(Duration::from_secs(60), knows_pods), "{}", scene.log());
     scene.end("second", "SIGTERM")?;
-    // The last lines come by way of the runtime's shim.
-    let said_so = || scene.log().trim_end().ends_with("ended");
-    assert!(wait_for(Duration::from_secs(30), said_so), "{}", scene.log());
+    // It ended in order. Its last lines may be lost in the runtime's shim.
+    let left = node.list("/run/podwire");
+    assert!(!left.iter().any(|name| name.ends_with(".sock")), "{left:?}\n{}", scene.log());
 
     // Removing it again.
     for pod in &pods {
