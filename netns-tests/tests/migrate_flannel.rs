@@ -111,6 +111,7 @@ impl Scene {
     fn allow_to_look(&self) -> Result<()> {
         let mut account = Account::agent().bound_to("node0");
         account.rules.push(Rule::new("apps", &["daemonsets"], &["list"]));
+        account.rules.push(Rule::new("", &["nodes"], &["get"]));
         account.rules.push(Rule::new("", &["pods"], &["list"]));
         let token = self.node().node().read("/run/secrets/kubernetes.io/serviceaccount/token")?;
         self.api.server().admit(token.trim(), account);

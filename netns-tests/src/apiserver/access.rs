@@ -58,7 +58,7 @@ impl Account {
         Self {
             user: "system:serviceaccount:podwire-system:podwire".to_owned(),
             rules: vec![
-                Rule::new("", &["nodes"], &["get", "list", "watch", "patch"]),
+                Rule::new("", &["nodes"], &["list", "watch", "patch"]),
                 Rule::new("", &["nodes/status"], &["patch"]),
                 Rule::new("events.k8s.io", &["events"], &["create", "patch"]),
             ],

@@ -308,8 +308,7 @@ fn an_agent_may_do_what_it_does_and_no_more() {
         let (migration, rest) = documents.drain(..).partition::<Vec<_>, _>(is_of_migration);
         assert_eq!(!migration.is_empty(), name == "kustomize/migrate-from-flannel", "{name}");
         let role: ClusterRole = only(&rest, "ClusterRole");
-        let expected =
-            [rule("", "nodes", &["get", "list", "watch", "patch"]), rule("", "nodes/status", &["patch"])];
+        let expected = [rule("", "nodes", &["list", "watch", "patch"]), rule("", "nodes/status", &["patch"])];
         assert_eq!(role.rules.as_deref(), Some(&expected[..]), "{name}");
         let events: Role = only(&rest, "Role");
         assert_eq!(events.rules, Some(vec![rule("events.k8s.io", "events", &["create", "patch"])]), "{name}");
@@ -343,7 +342,11 @@ fn an_agent_may_do_what_it_does_and_no_more() {
             let bound: ClusterRoleBinding = only(&migration, "ClusterRoleBinding");
             assert_eq!(bound.subjects, subjects);
             let role: ClusterRole = only(&migration, "ClusterRole");
-            let expected = [rule("apps", "daemonsets", &["list"]), rule("", "pods", &["list"])];
+            let expected = [
+                rule("apps", "daemonsets", &["list"]),
+                rule("", "nodes", &["get"]),
+                rule("", "pods", &["list"]),
+            ];
             assert_eq!(role.rules.as_deref(), Some(&expected[..]));
         }
 
