@@ -377,34 +377,6 @@ fn an_agent_may_do_what_it_does_and_no_more() {
     }
 }
 
-/// CEL refuses a name that is unknown only when an update comes, and then with it the update.
-#[test]
-fn each_variable_of_the_policy_is_defined_before_it_is_used() {
-    let policy: ValidatingAdmissionPolicy = only(&rendered("kubernetes"), "ValidatingAdmissionPolicy");
-    let spec = policy.spec.expect("it is in the manifest");
-    let mut defined = BTreeSet::new();
-    let mut used = BTreeSet::new();
-    let mut look = |expression: &str, defined: &BTreeSet<String>| {
-        for part in expression.split("variables.").skip(1) {
-            let name: String = part.chars().take_while(|c| c.is_ascii_alphanumeric()).collect();
-            assert!(defined.contains(&name), "{expression}: there is no variable {name} yet");
-            used.insert(name);
-        }
-        for (open, close) in [('(', ')'), ('[', ']'), ('{', '}')] {
-            assert_eq!(expression.matches(open).count(), expression.matches(close).count(), "{expression}");
-        }
-    };
-    for variable in spec.variables.iter().flatten() {
-        look(&variable.expression, &defined);
-        defined.insert(variable.name.clone());
-    }
-    for validation in spec.validations.iter().flatten() {
-        look(&validation.expression, &defined);
-        look(validation.message_expression.as_deref().unwrap_or_default(), &defined);
-    }
-    assert_eq!(used, defined, "no variable is left over");
-}
-
 #[test]
 fn what_docs_and_manifests_name_is_there() {
     let text = fs::read_to_string(conf("../docs/kubernetes.md")).expect("docs/kubernetes.md");
