@@ -18,7 +18,7 @@ use crate::config::Kubernetes;
 use crate::config::shared::is_host_address;
 use crate::store::{Announcement, Membership};
 
-/// The annotation in which a node's agent, and nobody else, says what the node is to others: [`Published`].
+/// The annotation in which a node's agent, and nobody else, says what the node is to others, as JSON.
 pub const NODE: &str = "podwire.dev/node";
 /// The annotation in which an administrator says by which addresses others reach the node, with commas between: one for each
 /// family at most. For nodes behind network address translation.
