@@ -298,6 +298,9 @@ impl Follower {
                     self.answered().await?;
                 }
             }
+            if !is_list {
+                sleep(self.timing.rest).await;
+            }
         }
         if is_list {
             return Err(Failure::broken(WATCH, "the list came to no end").into());
