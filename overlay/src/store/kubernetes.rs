@@ -74,8 +74,8 @@ pub struct Timing {
     pub jitter_per_node: Duration,
     /// How long they wait for that at most.
     pub longest_jitter: Duration,
-    /// For how long a watch is not read after it was: in a large cluster each heartbeat of each Node would wake the agent by
-    /// itself, though nothing follows from it.
+    /// For how long a watch is not read once all was read that was there: in a large cluster each heartbeat of each Node would
+    /// wake the agent by itself, though nothing follows from it.
     pub rest: Duration,
     /// How long the first of several changes waits for the others.
     pub gather: Duration,
@@ -102,7 +102,7 @@ impl Default for Timing {
             longest_pause: Duration::from_secs(15),
             jitter_per_node: Duration::from_millis(2),
             longest_jitter: Duration::from_secs(10),
-            rest: Duration::from_millis(50),
+            rest: Duration::from_millis(100),
             gather: Duration::from_millis(20),
             snapshot_pause: Duration::from_millis(250),
             not_ready_after: Duration::from_secs(15),

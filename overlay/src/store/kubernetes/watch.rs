@@ -7,7 +7,9 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use hyper::body::Bytes;
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Timing;
@@ -23,6 +25,9 @@ const PAGE: usize = 500;
 
 /// For how long a watch is asked for, in seconds, at least: up to twice as long, so that not all agents ask at once.
 const WATCH_SECONDS: u64 = 300;
+
+/// So many turns the tasks of a connection get before nothing more is expected of it at once.
+const TURNS: u32 = 8;
 
 /// What is heard, in order.
 #[derive(Debug)]
@@ -233,14 +238,15 @@ impl Follower {
         let moved = access.moved();
         tokio::pin!(moved);
         let (mut lines, mut changes) = (Lines::default(), Vec::new());
-        let (began, mut count, mut has_heard) = (Instant::now(), 0, false);
+        let (began, mut count, mut has_heard, mut has_read) = (Instant::now(), 0, false, false);
         let mut heard_at = began;
         // A server that was away is asked at once whether it is there: a watch alone may be silent for a minute.
         let mut ask_at = if self.has_failed { began } else { began + self.timing.quiet };
         loop {
             let silent_until = heard_at + if is_list { self.timing.request * 3 } else { self.timing.silent };
+            let rest = if is_list { Duration::ZERO } else { self.timing.rest };
             let data = tokio::select! {
-                data = answer.next() => data?,
+                data = in_turn(&mut answer, rest, &mut has_read) => data?,
                 () = sleep_until(ask_at), if !is_list => {
                     if !self.ask().await? {
                         return Ok(End::Expired);
@@ -298,9 +304,6 @@ impl Follower {
                     self.answered().await?;
                 }
             }
-            if !is_list {
-                sleep(self.timing.rest).await;
-            }
         }
         if is_list {
             return Err(Failure::broken(WATCH, "the list came to no end").into());
@@ -349,6 +352,27 @@ impl Follower {
     async fn tell(&self, heard: Heard) -> Result<(), Trouble> {
         self.heard.send(heard).await.map_err(|_| Trouble::Closed)
     }
+}
+
+/// What has come next. When all that was there has been read, what arrives within `rest` is left to come together.
+///
+/// Nothing is lost if it is dropped while it waits.
+async fn in_turn(answer: &mut Answer, rest: Duration, has_read: &mut bool) -> Result<Option<Bytes>, Failure> {
+    if *has_read && !rest.is_zero() {
+        // Tasks of their own read the connection and hand on what they read, a piece at a time.
+        for _ in 0..TURNS {
+            tokio::select! {
+                biased;
+                next = answer.next() => return next,
+                () = yield_now() => {}
+            }
+        }
+        sleep(rest).await;
+        *has_read = false;
+    }
+    let next = answer.next().await;
+    *has_read = true;
+    next
 }
 
 fn watch_seconds() -> u64 {
