@@ -8,7 +8,7 @@ use podwire_netns_tests::cluster::{AT_LAST, Cluster, Member, NETWORK, Options, S
 use podwire_netns_tests::flannel::{self, CONFLIST, FlannelNode, FlannelPod, LEASES, TOLD};
 use podwire_netns_tests::kubernetes::ControlPlane;
 use podwire_netns_tests::underlay::{Families, Layout, Underlay};
-use podwire_netns_tests::{Finished, Lab, LabError, PluginCall, Result};
+use podwire_netns_tests::{Finished, Lab, LabError, PluginCall, Result, wait_for};
 use serde_json::{Value, json};
 
 const OWN_CONFLIST: &str = "/etc/cni/net.d/10-podwire.conflist";
@@ -60,7 +60,7 @@ impl Scene {
     /// The agent of the node that is to be moved, as a DaemonSet starts it: it finds flannel's device and waits.
     fn start_agent(&mut self) -> Result<()> {
         self.cluster.member_mut(0).spawn_agent()?;
-        self.node().wait_for(AT_LAST, &ask("/readyz"), |said| said.contains("migrate flannel")).map(drop)
+        asks_for_it(self.node())
     }
 
     /// The node that is podwire's already; it knows the others by what flannel says of them.
@@ -76,7 +76,7 @@ impl Scene {
         };
         let mut peer = FlannelNode::of(&self.cluster, 2);
         let has = |ipv4: bool| peer.subnets.iter().any(|subnet| subnet.contains('.') == ipv4);
-        let came = podwire_netns_tests::wait_for(AT_LAST, || {
+        let came = wait_for(AT_LAST, || {
             (!has(true) || mac("backend-data").is_some()) && (!has(false) || mac("backend-v6-data").is_some())
         });
         if !came {
@@ -153,9 +153,19 @@ impl Scene {
     }
 }
 
-/// What the agent answers on its control socket.
-fn ask(path: &str) -> String {
-    format!("curl -s --unix-socket /run/podwire/podwired.sock http://podwired{path}")
+/// Waits until the agent asks for the move.
+fn asks_for_it(member: &Member) -> Result<()> {
+    let mut said = String::new();
+    let has_asked = wait_for(AT_LAST, || {
+        let answer = member.agent().and_then(|agent| agent.get("/readyz"));
+        said = answer.map_or_else(|error| format!("{error:?}"), |(_, body)| body);
+        said.contains("migrate flannel")
+    });
+    if has_asked {
+        Ok(())
+    } else {
+        Err(LabError::new(format!("the agent does not ask for the move: {said}")))
+    }
 }
 
 fn label_and_affinity(scene: &Scene) -> Result<()> {
@@ -260,7 +270,7 @@ fn a_node_is_moved_and_given_back_without_losing_a_packet() -> Result<()> {
 
         // Once more: what host-local gave meanwhile is taken in.
         scene.cluster.member_mut(0).spawn_agent()?;
-        scene.node().wait_for(AT_LAST, &ask("/readyz"), |said| said.contains("migrate flannel"))?;
+        asks_for_it(scene.node())?;
         assert!(scene.migrates(0, &[])?.ends_with("done\n"));
         flows.assert_none_lost()?;
         let leased = scene.leased()?;

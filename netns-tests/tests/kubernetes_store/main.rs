@@ -30,6 +30,7 @@ fn quick() -> Timing {
         pause: Duration::from_millis(20),
         longest_pause: Duration::from_millis(200),
         jitter_per_node: Duration::ZERO,
+        rest: Duration::from_millis(5),
         gather: Duration::from_millis(5),
         snapshot_pause: Duration::from_millis(5),
         not_ready_after: Duration::from_millis(300),
