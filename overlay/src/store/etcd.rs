@@ -9,7 +9,6 @@ mod outbox;
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
@@ -20,28 +19,7 @@ use self::connection::{Connection, Failure};
 use self::outbox::Outbox;
 use super::{Announcement, ClusterStore, Command, Remembered, StoreContext, StoreEvent};
 use crate::claims::{Absences, BootTime, Claimant, Lineage, Replica};
-use crate::cluster::ClusterConfig;
-
-/// Where etcd is, and how it is spoken to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EtcdSettings {
-    /// Its members: `http://host:port` or `https://host:port`. Each that answers will do.
-    pub endpoints: Vec<String>,
-    /// Below which key everything stands: `/podwire`.
-    pub prefix: String,
-    /// Whose certificates its members have. Read at each connection, like the files below.
-    pub ca: Option<PathBuf>,
-    /// This node's certificate and its issuers', where etcd asks for one.
-    pub certificate: Option<PathBuf>,
-    /// The key of this node's certificate.
-    pub key: Option<PathBuf>,
-    /// The user, where etcd asks for one.
-    pub username: Option<String>,
-    /// The file with the user's password: its first line.
-    pub password_file: Option<PathBuf>,
-    /// How patient this node is. The default is for production.
-    pub timing: Timing,
-}
+use crate::config::Etcd;
 
 /// The store's times.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,15 +53,21 @@ impl Default for Timing {
 
 /// The store.
 pub struct EtcdStore {
-    settings: EtcdSettings,
-    initial: Option<ClusterConfig>,
+    etcd: Etcd,
+    timing: Timing,
     clock: fn() -> BootTime,
 }
 
 impl EtcdStore {
-    /// A store that does nothing before it runs. `initial` is what the cluster's settings shall be if etcd has none yet.
-    pub fn new(settings: EtcdSettings, initial: Option<ClusterConfig>) -> Self {
-        Self { settings, initial, clock: boot_time }
+    /// A store that does nothing before it runs.
+    pub fn new(etcd: Etcd) -> Self {
+        Self { etcd, timing: Timing::default(), clock: boot_time }
+    }
+
+    /// The same with other times.
+    #[must_use]
+    pub fn with_timing(self, timing: Timing) -> Self {
+        Self { timing, ..self }
     }
 
     /// The same with another clock, by which the absence of other nodes is judged.
@@ -95,7 +79,7 @@ impl EtcdStore {
 
 impl ClusterStore for EtcdStore {
     fn describe(&self) -> String {
-        format!("etcd at {}, below {}", self.settings.endpoints.join(", "), self.settings.prefix)
+        format!("etcd at {}, below {}", self.etcd.endpoints.join(", "), self.etcd.prefix)
     }
 
     fn run(self: Box<Self>, context: StoreContext) -> Pin<Box<dyn Future<Output = ()>>> {
@@ -114,9 +98,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The store while it runs, from one connection to the next.
 struct Run {
-    settings: EtcdSettings,
-    /// What this node's own file says of the cluster.
-    own_config: Option<ClusterConfig>,
+    etcd: Etcd,
+    timing: Timing,
     clock: fn() -> BootTime,
     announcement: watch::Receiver<Announcement>,
     has_pods: watch::Receiver<bool>,
@@ -163,10 +146,10 @@ impl Run {
             None => (None, None, Replica::default(), None),
         };
         let session = format!("{:032x}", rand::random::<u128>());
-        let claimant = Claimant::new(identity, session, membership, known, store.initial.clone());
+        let claimant = Claimant::new(identity, session, membership, known, store.etcd.initial.clone());
         Self {
-            settings: store.settings,
-            own_config: store.initial,
+            etcd: store.etcd,
+            timing: store.timing,
             clock: store.clock,
             announcement,
             has_pods,
@@ -186,7 +169,7 @@ impl Run {
     }
 
     async fn run(mut self) {
-        let endpoints = self.settings.endpoints.clone();
+        let endpoints = self.etcd.endpoints.clone();
         if endpoints.is_empty() {
             self.outbox.push(StoreEvent::Refused { why: "no endpoint of etcd is configured".to_owned() });
         }
@@ -206,7 +189,7 @@ impl Run {
             // A connection that held is no failure of the round.
             failures = if self.last_contact > began { 1 } else { failures + 1 };
             tracing::debug!(why, "etcd connection lost");
-            if !self.is_lost && self.last_contact.elapsed() >= self.settings.timing.lost_after {
+            if !self.is_lost && self.last_contact.elapsed() >= self.timing.lost_after {
                 self.is_lost = true;
                 self.outbox.push(StoreEvent::Lost { why: why.clone() });
             }
@@ -239,9 +222,9 @@ impl Run {
 
     /// Connects to a member and stays as long as it works.
     async fn visit(&mut self, endpoint: &str) -> End {
-        let settings = self.settings.clone();
+        let (etcd, limit) = (self.etcd.clone(), self.timing.request);
         let connecting = async {
-            let connection = Connection::open(&settings, endpoint).await?;
+            let connection = Connection::open(&etcd, limit, endpoint).await?;
             let place = connection.confirm().await?;
             let lineage = connection.lineage().await;
             Ok::<_, Failure>((connection, place, lineage))

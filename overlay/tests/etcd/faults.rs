@@ -140,7 +140,7 @@ fn a_backup_is_restored() {
         for new_token in [true, false] {
             let mut etcd = Etcd::start(1).await;
             let fast = |mut machine: Machine| {
-                machine.settings.timing = Timing { grace: Duration::from_secs(8), ..machine.settings.timing };
+                machine.timing = Timing { grace: Duration::from_secs(8), ..machine.timing };
                 machine
             };
             let old = fast(Machine::new(&etcd, 1)).join().await;
@@ -193,9 +193,15 @@ fn etcd_loses_everything() {
     lab(async || {
         let mut etcd = Etcd::start(1).await;
         let mut machine = Machine::new(&etcd, 1);
-        machine.settings.timing.grace = Duration::from_secs(5);
+        machine.timing.grace = Duration::from_secs(5);
         let mut one = machine.join().await;
-        let mut two = Machine { settings: machine.settings.clone(), ..Machine::new(&etcd, 2) }.join().await;
+        let mut two = Machine {
+            settings: machine.settings.clone(),
+            timing: machine.timing.clone(),
+            ..Machine::new(&etcd, 2)
+        }
+        .join()
+        .await;
         one.until("see n2", |told| told.subnets_of("n2").is_some()).await;
         two.until("see n1", |told| told.subnets_of("n1").is_some()).await;
         let (first, second) = (one.subnets(), two.subnets());

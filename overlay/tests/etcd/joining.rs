@@ -125,7 +125,7 @@ fn a_range_that_is_used_up_is_named_with_its_counts() {
         }
         // It tries again by itself as soon as there is room.
         let mut two = two;
-        two.machine.settings.timing.rest = Duration::from_secs(1);
+        two.machine.timing.rest = Duration::from_secs(1);
         let machine = two.stop().await;
         let mut two = machine.join().await;
         two.act(podwire_overlay::store::Action::Leave).await.unwrap();

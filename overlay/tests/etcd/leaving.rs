@@ -40,7 +40,7 @@ fn a_node_that_leaves_lets_its_subnet_rest() {
         again.remembered = None;
         let third = Machine { identity: Machine::new(&etcd, 3).identity, ..again.clone() };
         let mut named_alike = third.clone();
-        named_alike.initial = again.initial.clone();
+        named_alike.settings.initial = again.settings.initial.clone();
         assert_ne!(named_alike.join().await.subnets(), [subnet]);
         let again = again.join().await;
         assert_eq!(again.told.subnets_of("n2").unwrap().len(), 1);
@@ -83,7 +83,7 @@ fn a_node_whose_subnet_is_anothers_by_right_takes_a_new_one_when_its_pods_are_go
         let etcd = Etcd::start(1).await;
         let small = crate::nodes::config(&[("10.9.8.0/23", 24)]);
         let mut one = Machine::new(&etcd, 1).with_config(small.clone());
-        one.settings.timing.rest = Duration::from_secs(1);
+        one.timing.rest = Duration::from_secs(1);
         let mut one = one.join().await;
         let two = Machine::new(&etcd, 2).with_config(small.clone()).join().await;
         let taken = two.subnets();
@@ -129,7 +129,7 @@ fn a_node_that_is_absent_for_too_long_is_removed_by_another_if_that_is_set() {
             let config = ClusterConfig { reclaim_after_seconds: reclaim, ..ipv4() };
             let mut machine = Machine::new(&etcd, 1).with_config(config);
             machine.settings.prefix = format!("/reclaim-{}", reclaim.is_some());
-            machine.settings.timing.look = Duration::from_millis(2);
+            machine.timing.look = Duration::from_millis(2);
             machine.clock = Some(fast_clock);
             let mut other = Machine::new(&etcd, 2);
             other.settings.prefix = machine.settings.prefix.clone();

@@ -26,8 +26,8 @@ async fn start_at_once(count: u16, config: &ClusterConfig) {
         .map(|number| {
             let mut machine = Machine::new(&etcd, number).with_config(config.clone());
             // All of them and etcd share two processors: what is one second for one is more for a thousand.
-            machine.settings.timing.request = Duration::from_secs(30);
-            machine.settings.timing.presence = Duration::from_secs(120);
+            machine.timing.request = Duration::from_secs(30);
+            machine.timing.presence = Duration::from_secs(120);
             machine.start()
         })
         .collect();

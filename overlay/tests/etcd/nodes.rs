@@ -8,7 +8,8 @@ use ipnetwork::IpNetwork;
 use podwire_kernel::testing::in_new_netns;
 use podwire_overlay::claims::BootTime;
 use podwire_overlay::cluster::{ClusterConfig, ClusterRange, Snapshot};
-use podwire_overlay::store::etcd::{EtcdSettings, EtcdStore, Timing};
+use podwire_overlay::config;
+use podwire_overlay::store::etcd::{EtcdStore, Timing};
 use podwire_overlay::store::{
     Action, Announcement, ClusterStore, Command, Health, Identity, Membership, Remembered, StoreContext,
     StoreEvent,
@@ -43,8 +44,8 @@ pub(crate) fn ipv4() -> ClusterConfig {
     config(&[("10.244.0.0/16", 24)])
 }
 
-pub(crate) fn settings(etcd: &Etcd) -> EtcdSettings {
-    EtcdSettings {
+pub(crate) fn settings(etcd: &Etcd) -> config::Etcd {
+    config::Etcd {
         endpoints: etcd.endpoints(),
         prefix: "/podwire".to_owned(),
         ca: None,
@@ -52,8 +53,7 @@ pub(crate) fn settings(etcd: &Etcd) -> EtcdSettings {
         key: None,
         username: None,
         password_file: None,
-        // Presence of 3 s: etcd's shortest is one and a half election timeouts.
-        timing: Timing { presence: Duration::from_secs(3), ..Timing::default() },
+        initial: Some(ipv4()),
     }
 }
 
@@ -125,8 +125,8 @@ pub(crate) struct Machine {
     pub(crate) identity: Identity,
     pub(crate) address: String,
     pub(crate) remembered: Option<Remembered>,
-    pub(crate) settings: EtcdSettings,
-    pub(crate) initial: Option<ClusterConfig>,
+    pub(crate) settings: config::Etcd,
+    pub(crate) timing: Timing,
     pub(crate) clock: Option<fn() -> BootTime>,
 }
 
@@ -143,13 +143,14 @@ impl Machine {
             address: format!("192.168.{high}.{low}"),
             remembered: None,
             settings: settings(etcd),
-            initial: Some(ipv4()),
+            // Presence of 3 s: etcd's shortest is one and a half election timeouts.
+            timing: Timing { presence: Duration::from_secs(3), ..Timing::default() },
             clock: None,
         }
     }
 
     pub(crate) fn with_config(mut self, config: ClusterConfig) -> Self {
-        self.initial = Some(config);
+        self.settings.initial = Some(config);
         self
     }
 
@@ -161,7 +162,7 @@ impl Machine {
 
     /// Starts its agent.
     pub(crate) fn start(&self) -> Node {
-        let mut store = EtcdStore::new(self.settings.clone(), self.initial.clone());
+        let mut store = EtcdStore::new(self.settings.clone()).with_timing(self.timing.clone());
         if let Some(clock) = self.clock {
             store = store.with_clock(clock);
         }

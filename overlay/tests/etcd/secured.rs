@@ -44,7 +44,11 @@ fn a_user_and_a_password() {
         let mut etcd = etcd;
         etcd.kill(0);
         etcd.start_again();
-        let two = Machine { settings: one.machine.settings.clone(), ..Machine::new(&etcd, 3) };
+        let two = Machine {
+            settings: one.machine.settings.clone(),
+            timing: one.machine.timing.clone(),
+            ..Machine::new(&etcd, 3)
+        };
         let two = two.join().await;
         two.announce.send_modify(|said| said.mtu = Some(1404));
         one.until("hear of n3", |told| {

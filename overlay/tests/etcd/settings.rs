@@ -11,7 +11,9 @@ fn the_first_agents_settings_count_and_a_later_ones_differences_are_told() {
     lab(async || {
         let etcd = Etcd::start(1).await;
         // Nobody knows what to do in an empty store without any.
-        let mut nobody = Machine { initial: None, ..Machine::new(&etcd, 9) }.start();
+        let mut nobody = Machine::new(&etcd, 9);
+        nobody.settings.initial = None;
+        let mut nobody = nobody.start();
         nobody.until("be refused", |told| told.refused.is_some()).await;
         assert!(nobody.told.refused.as_ref().unwrap().contains("cluster.range"));
 

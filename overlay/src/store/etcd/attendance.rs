@@ -207,10 +207,10 @@ impl Attendance<'_> {
             run.replica.settle();
         }
         if run.replica.has_new_problems() {
-            run.outbox.complain(run.settings.prefix.trim_end_matches('/'), &run.replica);
+            run.outbox.complain(run.etcd.prefix.trim_end_matches('/'), &run.replica);
         }
         let config = run.replica.config();
-        if let (Some(own), Some(there)) = (&run.own_config, config.value())
+        if let (Some(own), Some(there)) = (&run.etcd.initial, config.value())
             && self.compared != config.revision()
         {
             self.compared = config.revision();
@@ -280,7 +280,7 @@ impl Attendance<'_> {
                 if action == Action::Leave {
                     self.run.claimant.left();
                 }
-                let _ = answer.send(Ok(report(&action, change, self.run.settings.timing.rest)));
+                let _ = answer.send(Ok(report(&action, change, self.run.timing.rest)));
             }
             (Task::Removal(change), Outcome::Done(_)) => {
                 self.run.outbox.push(StoreEvent::Notice(change.why.clone()));
@@ -291,7 +291,7 @@ impl Attendance<'_> {
 
     /// Carries a transaction out, with the leases that it needs.
     async fn commit(&mut self, change: &Change) -> Result<Outcome, Failure> {
-        let timing = &self.run.settings.timing;
+        let timing = &self.run.timing;
         let lives = change.writes.iter().filter_map(|write| match write {
             Write::Put { life, .. } => Some(*life),
             Write::Delete(_) => None,
@@ -332,14 +332,14 @@ impl Attendance<'_> {
             self.run.lease = None;
         }
         self.owed = None;
-        self.beat = Instant::now() + self.run.settings.timing.presence / 3;
+        self.beat = Instant::now() + self.run.timing.presence / 3;
         Ok(())
     }
 
     /// Gives a sign of life; with or without a lease, it shows whether etcd is still there.
     async fn beat(&mut self) -> Result<(), Failure> {
-        let limit = self.run.settings.timing.request;
-        self.beat = Instant::now() + self.run.settings.timing.presence / 3;
+        let limit = self.run.timing.request;
+        self.beat = Instant::now() + self.run.timing.presence / 3;
         match &mut self.keeper {
             Some((keeper, _)) => {
                 let asked = timeout(limit, keeper.keep_alive()).await;
@@ -377,7 +377,7 @@ impl Attendance<'_> {
     /// Looks who is absent, and for how long already.
     fn look(&mut self) {
         let run = &mut *self.run;
-        self.looks_again_at = Instant::now() + run.settings.timing.look;
+        self.looks_again_at = Instant::now() + run.timing.look;
         let reclaim_after = |config: &ClusterConfig| config.reclaim_after_seconds;
         let Some(limit) = run.replica.config().value().and_then(reclaim_after) else {
             run.absences.forget();

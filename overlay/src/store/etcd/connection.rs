@@ -12,8 +12,8 @@ use etcd_client::{
 };
 use tokio::time::timeout;
 
-use super::EtcdSettings;
 use crate::claims::{Change, Key, Life, Lineage, Replica, Write};
+use crate::config::Etcd;
 
 /// How many keys are read at a time at most. Ours have some 300 bytes each.
 const PAGE: i64 = 1000;
@@ -59,16 +59,15 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Connects, and says who this is where etcd asks. Without that nothing is sent yet.
-    pub(super) async fn open(settings: &EtcdSettings, endpoint: &str) -> Result<Self, Failure> {
-        let limit = settings.timing.request;
+    pub(super) async fn open(etcd: &Etcd, limit: Duration, endpoint: &str) -> Result<Self, Failure> {
         let failed = |why| Failure { endpoint: endpoint.to_owned(), operation: "connect", why };
-        let options = connect_options(settings, endpoint).map_err(failed)?;
+        let options = connect_options(etcd, limit, endpoint).map_err(failed)?;
         let connecting = Client::connect([endpoint], Some(options));
         let client = match timeout(limit * 2, connecting).await {
             Ok(done) => done.map_err(|error| failed(explain(&error)))?,
             Err(_) => return Err(failed(late(limit * 2))),
         };
-        let root = format!("{}/v1/", settings.prefix.trim_end_matches('/'));
+        let root = format!("{}/v1/", etcd.prefix.trim_end_matches('/'));
         Ok(Self { client, endpoint: endpoint.to_owned(), root, limit })
     }
 
@@ -257,23 +256,22 @@ impl Connection {
     }
 }
 
-fn connect_options(settings: &EtcdSettings, endpoint: &str) -> Result<ConnectOptions, String> {
+fn connect_options(etcd: &Etcd, limit: Duration, endpoint: &str) -> Result<ConnectOptions, String> {
     let read = |path: &Path| fs::read(path).map_err(|error| format!("read {}: {error}", path.display()));
     // A member that has lost its leader must say so, not answer from what it knows.
-    let mut options =
-        ConnectOptions::new().with_connect_timeout(settings.timing.request).with_require_leader(true);
+    let mut options = ConnectOptions::new().with_connect_timeout(limit).with_require_leader(true);
     if endpoint.starts_with("https://") {
         let mut tls = TlsOptions::new();
-        if let Some(ca) = &settings.ca {
+        if let Some(ca) = &etcd.ca {
             tls = tls.ca_certificate(Certificate::from_pem(read(ca)?));
         }
-        if let (Some(certificate), Some(key)) = (&settings.certificate, &settings.key) {
+        if let (Some(certificate), Some(key)) = (&etcd.certificate, &etcd.key) {
             tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
         }
         options = options.with_tls(tls);
     }
-    if let Some(user) = &settings.username {
-        let password = settings.password_file.as_deref().map(read).transpose()?.unwrap_or_default();
+    if let Some(user) = &etcd.username {
+        let password = etcd.password_file.as_deref().map(read).transpose()?.unwrap_or_default();
         let password = String::from_utf8_lossy(&password);
         options = options.with_user(user, password.lines().next().unwrap_or_default());
     }

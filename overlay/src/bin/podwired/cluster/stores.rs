@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use podwire_overlay::config::{Config, Kubernetes, Store};
-use podwire_overlay::store::etcd::{EtcdSettings, EtcdStore, Timing};
+use podwire_overlay::store::etcd::EtcdStore;
 use podwire_overlay::store::file::FileStore;
 use podwire_overlay::store::kubernetes::KubernetesStore;
 use podwire_overlay::store::{Announcement, ClusterStore, Identity, Remembered, StoreContext, StoreEvent};
@@ -15,19 +15,7 @@ use crate::node::Node;
 pub(super) fn open(config: &Config, reload: &Arc<Notify>) -> Result<Box<dyn ClusterStore>, String> {
     match config.cluster.as_ref().map(|cluster| &cluster.store) {
         Some(Store::File { path }) => Ok(Box::new(FileStore::new(path.clone(), Arc::clone(reload)))),
-        Some(Store::Etcd(etcd)) => {
-            let settings = EtcdSettings {
-                endpoints: etcd.endpoints.clone(),
-                prefix: etcd.prefix.clone(),
-                ca: etcd.ca.clone(),
-                certificate: etcd.certificate.clone(),
-                key: etcd.key.clone(),
-                username: etcd.username.clone(),
-                password_file: etcd.password_file.clone(),
-                timing: Timing::default(),
-            };
-            Ok(Box::new(EtcdStore::new(settings, etcd.initial.clone())))
-        }
+        Some(Store::Etcd(etcd)) => Ok(Box::new(EtcdStore::new(etcd.as_ref().clone()))),
         Some(Store::Kubernetes(kubernetes)) => {
             Ok(Box::new(KubernetesStore::new(Kubernetes::clone(kubernetes))))
         }
